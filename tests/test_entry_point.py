@@ -9,14 +9,20 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FunctionType
+from typing import cast
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from panda.app.entry_point import Interrupted, enter, exit_status, forget_refusals, guard, log_to_file
+from panda.app.audit import audit
+from panda.app.entry_point import Interrupted, close_logs, enter, exit_status, forget_refusals, guard, log_to_file
+from panda.app.features import extract_features
 from panda.app.hydra_job import list_overrides, register_resolvers
+from panda.app.infer import infer
+from panda.app.train import train
 from panda.errors import ConfigError, SlideError
 from panda.files import write_whole
 from panda.settings import quote
@@ -185,6 +191,26 @@ def test_log_to_file_holds_traceback_and_terminal_if_debug(
     assert "it failed" in err
     assert ("ZeroDivisionError" in err) == debug
     assert "ZeroDivisionError: seven" in (tmp_path / "run.log").read_text()
+
+
+def test_close_logs_job_from_python_ends_its_file_and_guard_later(tmp_path: Path) -> None:
+    @close_logs
+    def fail(cfg: DictConfig) -> None:
+        log_to_file(tmp_path / f"{cfg.debug}.log")
+        raise SlideError("damaged")
+
+    with pytest.raises(SlideError):
+        fail(job(tmp_path, debug=True))
+    assert not any(isinstance(handler, logging.FileHandler) for handler in logging.getLogger("panda").handlers)
+    guard(fail)(job(tmp_path, debug=False))
+    assert "SlideError: damaged" in (tmp_path / "False.log").read_text()
+    assert (tmp_path / "True.log").read_text() == ""
+    assert not any(isinstance(handler, logging.FileHandler) for handler in logging.getLogger("panda").handlers)
+
+
+@pytest.mark.parametrize("entry", [train, infer, audit, extract_features])
+def test_entry_points_called_from_python_close_logs(entry: FunctionType) -> None:
+    assert entry.__code__ is cast(FunctionType, close_logs(entry)).__code__
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])

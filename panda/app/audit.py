@@ -13,7 +13,7 @@ from pydantic import Field
 
 from panda.app.build import Faults
 from panda.app.config_check import check_config
-from panda.app.entry_point import log_to_file, make_folder
+from panda.app.entry_point import close_logs, log_to_file, make_folder
 from panda.app.hydra_job import find_idle_faults, list_overrides
 from panda.app.registry import find_undeclared
 from panda.data.settings import TableSettings
@@ -70,6 +70,7 @@ class AuditConfig(Settings):
     run_dir: Text
 
 
+@close_logs
 def audit(cfg: DictConfig) -> AuditSummary:
     """Audit a data set, write its report and return its summary.
 

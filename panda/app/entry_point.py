@@ -10,8 +10,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, ParamSpec, TypeVar
 
 from omegaconf import DictConfig
 
@@ -45,6 +46,10 @@ MULTIRUN = "multirun.yaml"
 _refusals: list[str] = []
 _crashes: list[Exception] = []
 _sweeps: dict[Path, bytes | None] = {}
+_closes_logs = ContextVar("_closes_logs", default=False)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def enter(main: Callable[[], Any]) -> NoReturn:
@@ -80,6 +85,7 @@ def guard(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Wrap a job so that a refusal is one message without a traceback, and other jobs of a multirun continue."""
 
     @functools.wraps(job)
+    @close_logs
     def run(cfg: DictConfig) -> Any:
         debug, folder = read_key(cfg, "debug") is True, str(read_key(cfg, "run_dir") or ".")
         set_up_logging(debug)
@@ -104,7 +110,22 @@ def guard(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 return float("nan")
             _crashes.append(error)
             raise
+
+    return run
+
+
+def close_logs(job: Callable[P, R]) -> Callable[P, R]:
+    """Wrap a job so that its files of `log_to_file` are closed at its end, or at that of the job that it is part of."""
+
+    @functools.wraps(job)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if _closes_logs.get():
+            return job(*args, **kwargs)
+        is_outermost = _closes_logs.set(True)
+        try:
+            return job(*args, **kwargs)
         finally:
+            _closes_logs.reset(is_outermost)
             for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
                 handler.close()
                 log.removeHandler(handler)
@@ -197,7 +218,7 @@ def set_up_logging(debug: bool) -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """Write messages to a file too, until the job ends."""
+    """Write messages to a file too, until the end of the job, see `close_logs`."""
     handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     log.addHandler(handler)

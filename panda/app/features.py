@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from panda.app.build import Faults
 from panda.app.config_check import check_config
-from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
+from panda.app.entry_point import SomeSlidesFailed, close_logs, log_to_file, make_folder
 from panda.app.features_config import DOWNLOADED, FeaturesConfig
 from panda.data.failures import record_failure
 from panda.errors import ConfigError
@@ -29,6 +29,7 @@ TABLE_EVERY = 20
 _STAGE = "features"
 
 
+@close_logs
 def extract_features(cfg: DictConfig) -> list[FeatureRecord]:
     """Encode every slide, continue after bad ones, and write tables and page.
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from panda.app.build import Faults
 from panda.app.config_check import check_config
-from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
+from panda.app.entry_point import SomeSlidesFailed, close_logs, log_to_file, make_folder
 from panda.app.feature_inference import infer_from_features
 from panda.app.inference_config import FeatureInferenceConfig, InferenceConfig
 from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables
@@ -37,6 +37,7 @@ SHOWN = 20
 """Number of slides whose figures are logged."""
 
 
+@close_logs
 def infer(cfg: DictConfig) -> list[SlideResult]:
     """Map every slide, or grade files of features, continue after bad ones, and write the report.
 

@@ -29,7 +29,7 @@ from panda.app.callbacks import (
 )
 from panda.app.config_check import check_config
 from panda.app.dashboard import replay_views
-from panda.app.entry_point import Interrupted, SomeSlidesFailed, log_to_file, make_folder
+from panda.app.entry_point import Interrupted, SomeSlidesFailed, close_logs, log_to_file, make_folder
 from panda.app.grading import GradingExperiment
 from panda.app.grading_config import GradingConfig
 from panda.app.hydra_job import is_multirun, is_unnamed, make_new_folder, read_key, write_overrides
@@ -58,6 +58,7 @@ from panda.tasks.checkpoint import AtomicCheckpointIO
 log = logging.getLogger(__name__)
 
 
+@close_logs
 def train(cfg: DictConfig) -> float:
     """Train and evaluate.
 
