@@ -509,10 +509,10 @@ def test_freeze_operating_point_failed_validation_slides_leave_no_canvas(
 
     data: Any = SimpleNamespace(split="holdout", slide_options=SimpleNamespace(open=lambda *_: nullcontext()))
     monkeypatch.setattr("panda.app.operating_point.open_label", lambda *_: nullcontext())
-    monkeypatch.setattr("panda.app.operating_point.find_tissue", lambda _: None)
+    monkeypatch.setattr("panda.inference.slide_loop.find_tissue", lambda _: None)
     monkeypatch.setattr("panda.app.operating_point.fingerprint_score", lambda *_: "")
     run: Any = SimpleNamespace(folder=tmp_path, failures=[])
-    record: Any = SimpleNamespace(slide_id="a", image_path=tmp_path)
+    record = SlideRecord("a", "radboud", 0, "0+0", tmp_path, None, "a")
     predictor: Any = SimpleNamespace(
         predict=predict, threshold=None, classes=BINARY, metadata=SimpleNamespace(label_maps={})
     )
