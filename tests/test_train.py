@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from panda.app.callbacks import Clock, Tf32
 from panda.app.grading import GradingExperiment
+from panda.app.grading_config import GradingSettings
 from panda.app.guidance import note_leaks
 from panda.app.operating_point import freeze_operating_point
 from panda.app.resume import load_resumed_config
@@ -452,7 +453,7 @@ def test_load_resumed_config_grading_keeps_source_of_bags(
 
 def test_bag_fingerprint_depends_on_tiles_and_features(tmp_path: Path) -> None:
     experiment: Any = object.__new__(GradingExperiment)
-    experiment.target = ISUP
+    experiment.settings, experiment.target = GradingSettings(), ISUP
     (tmp_path / "s.tiff").touch()
     record = SlideRecord("s", "radboud", 3, "4+3", tmp_path / "s.tiff", None, "s")
     tiles, features = np.zeros((2, 2), np.int64), tmp_path / "features"
