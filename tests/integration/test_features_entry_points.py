@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ import pytest
 import panda.app.features  # noqa: F401 - its import is not part of a time below
 from panda.data.feature_files import read_feature_file
 from tests.integration.entry_points import REPOSITORY, run_entry_point, table
+from tests.panda_folder import make_folder
 from tests.pyramids import write_pyramid
 
 OWN = ("encoder=test_resnet", "encoder_weights=null", "tile_size=64", "overlap=0.5")
@@ -92,7 +94,7 @@ def test_features_readme_command_is_refused_without_weights(tmp_path: Path, monk
 
 
 def test_features_readme_command_writes_features(home: Path) -> None:
-    done = run_entry_point("features", home, *read_readme_command(), *OWN, *ENGINE)
+    done = run_entry_point("features", home, *read_readme_command(), *OWN[:3], ENGINE[0])
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(table(home / "out" / "features" / "features.csv")) == len(NAMES)
 
@@ -147,3 +149,17 @@ def test_features_two_processes_divide_the_slides(home: Path, whole: Path) -> No
     said = (home / "shared" / "features.log").read_text()
     encoded = sum(int(found) for found in re.findall(r"(\d+) tiles in \d+ s", said))
     assert encoded == sum(int(row["tiles"]) for row in table(whole / "features.csv"))
+
+
+@pytest.mark.slow
+def test_features_of_command_train_a_grading(tmp_path: Path) -> None:
+    make_folder(tmp_path / "data", 12)
+    given = ("slides=data/train_images", "output=features", "tile_size=64", "mpp=4", *OWN[:2])
+    done = run_entry_point("features", tmp_path, *given, *ENGINE)
+    assert done.returncode == 0, done.stderr[-3000:]
+    training = ("task=grading", "data=panda", "data.root=data", "trainer=cpu", "trainer.max_epochs=1", "logger=csv")
+    done = run_entry_point("train", tmp_path, *training, "tiles=features", "tiles.features=features", "name=own")
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "runs" / "grading" / "own" / "summary.json").read_text())
+    origin = summary["tiles"]["origin"]
+    assert (origin["encoder"], origin["tile_um"], origin["mpp"]) == ("test_resnet", 256, 4)
