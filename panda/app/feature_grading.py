@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from panda.app.guidance import TileSettings
@@ -106,9 +107,10 @@ class FeatureGrading:
         self, slide: Slide, grade: GradeRecord, file: FeatureFile, own: Path, labelled: SlideRecord | None
     ) -> SlideFacts:
         """Draw the attention on the slide and the most attended tiles; score it if there is a label mask."""
+        grade = move_tiles(grade, slide)
         assert grade.tile_side_px is not None
         coords = np.array([(tile.x, tile.y) for tile in grade.tiles])
-        _check_place(slide, coords.max(axis=0).tolist(), self.files[slide.slide_id])
+        _check_places(slide, coords, self.files[slide.slide_id])
         side = file.origin.tile_size or _SHOWN_PX
         view = slide.choose_resolution(downsample=max(1.0, grade.tile_side_px / side))
         side = round_px(grade.tile_side_px / view.downsample)
@@ -158,12 +160,20 @@ class FeatureGrading:
         return facts.model_copy(update={"notes": (f"{why}, so its tiles are drawn on white.",)})
 
 
-def _check_place(slide: Slide, corner: tuple[int, int], path: Path) -> None:
+def move_tiles(grade: GradeRecord, slide: Slide) -> GradeRecord:
+    """Move the tiles of a feature file, whose frame is the whole file of a slide, to the frame of the slide."""
+    x0, y0 = slide.level_origins[0]
+    moved = [tile.model_copy(update={"x": tile.x - x0, "y": tile.y - y0}) for tile in grade.tiles]
+    return grade.model_copy(update={"tiles": tuple(moved)})
+
+
+def _check_places(slide: Slide, coords: NDArray[np.int64], path: Path) -> None:
     """Refuse tiles past the edge of a slide, which is not the one that they were cut from."""
-    if any(place >= side for place, side in zip(corner, slide.dimensions, strict=True)):
+    outside = ((coords < 0) | (coords >= slide.dimensions)).any(axis=1)
+    if outside.any():
         raise SlideError(
-            f"{slide.path}: {path} has a tile at {corner}, which is not on the slide of {slide.dimensions} px; its "
-            "features were computed on another slide"
+            f"{slide.path}: {path} has a tile at {tuple(coords[outside][0].tolist())}, which is not on the slide of "
+            f"{slide.dimensions} px; its features were computed on another slide"
         )
 
 
