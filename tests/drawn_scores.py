@@ -14,7 +14,7 @@ from panda.inference.dataset_metrics import summarize
 from panda.inference.evaluate import SlideScore
 from panda.inference.grade import ATTENTION_SCORES, AttentionScores, GradeRecord
 from panda.inference.grading_metrics import GradedSlide
-from panda.tasks.metrics import BINS
+from panda.tasks.bins import BINS
 from panda.tasks.threshold import ThresholdChoice
 
 AREA = 4.0  # µm² of a pixel

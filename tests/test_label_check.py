@@ -16,7 +16,7 @@ from panda.data.splits import Split
 from panda.errors import ConfigError, ManifestError
 from panda.inference.dataset_metrics import summarize
 from panda.inference.evaluate import SlideScore, collect_histograms
-from panda.tasks.metrics import BINS
+from panda.tasks.bins import BINS
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.classes import ClassSet, find_classes
 from panda.wsi.label_codes import describe_label

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from sklearn import metrics as oracle
 
+from panda.tasks.bins import BINS
 from panda.tasks.epoch_metrics import MeanLoss
 from panda.tasks.metrics import (
-    BINS,
     PixelHistogram,
     PixelScores,
     compute_areas,

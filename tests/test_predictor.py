@@ -14,8 +14,8 @@ from panda.inference.compute import EngineSettings
 from panda.inference.dataset_metrics import summarize
 from panda.inference.evaluate import score_canvas
 from panda.inference.predictor import SegmentationPredictor
+from panda.tasks.bins import BINS
 from panda.tasks.metadata import TrainedResolution
-from panda.tasks.metrics import BINS
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.classes import find_classes
 from panda.wsi.label_mask import LabelMask

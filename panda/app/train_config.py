@@ -22,7 +22,7 @@ from panda.inference.compute import EngineSettings
 from panda.inference.legends import ColourMap
 from panda.inference.quantify import QuantifySettings
 from panda.settings import Count, Names, Seed, Settings, Text, accept, format_override, is_number, rule
-from panda.tasks.metrics import BINS
+from panda.tasks.bins import BINS
 from panda.tasks.optim import Optim
 from panda.tasks.threshold import CRITERIA
 

@@ -6,18 +6,19 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import torch
 from pydantic import Field, GetCoreSchemaHandler, GetPydanticSchema, PlainSerializer, model_validator
 from pydantic_core import PydanticCustomError, core_schema
-from torch import Tensor
 
 from panda.data.findings import MISSING
 from panda.data.manifest import SlideRecord, format_list
 from panda.errors import ManifestError, suggest
 from panda.stored import Plain
 from panda.wsi.gleason import GRADES, list_class_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kind = Literal["classes", "ordinal", "regression", "survival"]
 """`classes`: without order; `ordinal`: with one; `regression`: a number; `survival`: time to an event, or censored."""
@@ -124,6 +125,8 @@ class TargetSpec(Plain, frozen=True):
         if values is None:
             lacking = " or ".join(self.columns) or "isup_grade"
             raise ManifestError(f"{record.slide_id}: no {lacking}; fill it in the table or leave the slide out")
+        import torch  # noqa: PLC0415  (processes that write the files of slides do not wait for it)
+
         if self.has_classes:
             return torch.tensor(int(values[0]))
         return torch.tensor(values if self.kind == "survival" else values[0], dtype=torch.float32)

@@ -19,9 +19,10 @@ from panda.inference.class_figures import (
 )
 from panda.inference.evaluate import SCORES, SlideScore
 from panda.stored import Percent, Share
+from panda.tasks.bins import BINS
 from panda.tasks.bootstrap import compute_percentile_interval, drop_undefined, resample_sums
 from panda.tasks.figures import AmountInterval, Figures, Interval, split_slides
-from panda.tasks.metrics import BINS, compute_areas, divide, score_threshold
+from panda.tasks.metrics import compute_areas, divide, score_threshold
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.classes import BINARY, ClassSet
 

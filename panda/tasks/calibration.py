@@ -18,7 +18,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from scipy.optimize import brentq
 
 from panda.stored import Plain, Share, Timestamp
-from panda.tasks.metrics import BINS
+from panda.tasks.bins import BINS
 
 RELIABILITY_BINS = 20
 """Bins of equal width of the reliability diagram and of the expected calibration error."""

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from panda.tasks.metrics import BINS, divide, find_bins, find_threshold_bin
+from panda.tasks.bins import BINS
+from panda.tasks.metrics import divide, find_bins, find_threshold_bin
 from panda.wsi.classes import ANY_CANCER, IGNORED, OTHER
 
 Extra = Literal["no_patterns", "any_cancer", "ignored"]

@@ -22,8 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-BINS = 1000
-"""Number of thresholds: 0, 0.001, … 0.999."""
+from panda.tasks.bins import BINS
 
 
 def find_bins(prob: Tensor) -> Tensor:

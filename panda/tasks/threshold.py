@@ -16,9 +16,10 @@ from torch import Tensor
 
 from panda.errors import ConfigError
 from panda.stored import Plain, ShareEnds, Timestamp
+from panda.tasks.bins import BINS
 from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
 from panda.tasks.figures import make_timestamp
-from panda.tasks.metrics import BINS, compute_curve, divide, pool_histograms
+from panda.tasks.metrics import compute_curve, divide, pool_histograms
 
 DEFAULT_THRESHOLD = 0.5
 """Threshold if there is nothing to choose by."""

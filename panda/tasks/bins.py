@@ -1,0 +1,6 @@
+"""The bins of histograms of probabilities; a process that computes without torch can import them."""
+
+from __future__ import annotations
+
+BINS = 1000
+"""Number of thresholds: 0, 0.001, … 0.999."""
