@@ -45,8 +45,11 @@ def check_target_loss(loss: nn.Module, name: str, target: TargetSpec) -> None:
     if target.has_classes:
         if target.kind == "classes" and target.outputs > 2 and isinstance(loss, CumulativeLoss):
             raise ConfigError(f"loss={name} is for classes in order, not for {remedy}")
-        outputs = torch.zeros(2, target.outputs)
-        return check_loss(loss, name, outputs, torch.tensor([0, 1]))
+        try:
+            rows = target.outputs + 1  # with a row for each class, a loss of numbers would broadcast the labels
+            return check_loss(loss, name, torch.zeros(rows, target.outputs), torch.arange(rows) % target.outputs)
+        except ConfigError as error:
+            raise ConfigError(f"{error.faults[0]}; {remedy}") from error
     if target.kind == "regression":
         outputs, label, wanted = torch.tensor([2.0, 3.0, 4.0]), torch.ones(3), [1, 1, 1]
     else:

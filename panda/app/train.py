@@ -186,8 +186,8 @@ def _return_figure(folder: Path, failures: int, figure: float) -> float:
 def find_objective(summary: RunSummary) -> float:
     """Return the figure by which sweeps rank and optimize runs: on validation, so that nothing is tuned on the test.
 
-    The slides' mean Dice (segmentation; pooled Dice with `data=one_slide`), quadratic kappa (`task.target=isup`) or
-    AUROC (`cancer`). NaN if it is undefined.
+    The slides' mean Dice (segmentation; pooled Dice with `data=one_slide`), quadratic kappa (`task.target=isup`),
+    AUROC (`cancer`) or the first figure of a column in `list_headlines`. NaN if it is undefined.
     """
     numbers = summary.val.numbers
     figure = next((numbers[key] for key in list_headlines(summary) if key in numbers), None)
