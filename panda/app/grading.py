@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +17,11 @@ from panda.app.feature_grading import FeatureGrading, describe_tiles, find_featu
 from panda.app.grading_config import SEGMENTATION_ENCODER, GradingConfig, copy_encoder, list_guided_splits
 from panda.app.patient_grading import PatientGrading
 from panda.app.run import Run, note_level
+from panda.app.slide_bags import make_items
 from panda.app.slide_grading import SlideGrading
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bagset import BagItem, BagSettings
-from panda.data.failures import Failure, record_failure
+from panda.data.failures import Failure
 from panda.data.manifest import SlideRecord
 from panda.data.patients import choose_labelled, divide_over_bags, group_bags, list_incomplete, name_bag
 from panda.data.splits import Split
@@ -227,7 +227,7 @@ class GradingExperiment:
         )
         if split == "train":
             self._mpps = [mpp for _, bag in bags if (mpp := bag.resolution.mean_mpp)]
-        return self._encode(bags, self._store, split) if self._store else list(map(_make_item, bags))
+        return make_items(bags, self._store, self.data.settings.slide_options, split, self.failures.append)
 
     def _make_bag(
         self, record: SlideRecord, slide: Slide, tissue: TissueMap, bar: tqdm[Any]
@@ -238,27 +238,6 @@ class GradingExperiment:
             coords = select_tiles(slide, view, tissue, canvas, tiles, tile_size=size)
         stain = find_stain(slide, tissue) if self.data.settings.normalize else None
         return record, TileBag(record.image_path, coords, view, size, stain)
-
-    def _encode(self, bags: Sequence[tuple[SlideRecord, TileBag]], store: FeatureStore, split: str) -> list[BagItem]:
-        """Encode bags into features, and return items of those that could be encoded."""
-        stage = f"features of {split}"
-        features: dict[TileBag, Path] = {}
-        records = {bag: record for record, bag in bags}
-        with tqdm(total=len(bags), desc=stage, unit="slide", dynamic_ncols=True) as bar:
-
-            def add(bag: TileBag, found: Path | Exception) -> None:
-                bar.update()
-                if isinstance(found, Exception):
-                    self.failures.append(record_failure(records[bag].slide_id, stage, found))
-                else:
-                    features[bag] = found
-
-            store.encode_all(list(records), self.data.settings.slide_options.open, add)
-        return [
-            dataclasses.replace(_make_item((record, bag)), features=features[bag])
-            for record, bag in bags
-            if bag in features
-        ]
 
     def _identify_bag(self, item: BagItem) -> list[Any]:
         """Return the identity of a slide: its file, label, tiles, the file of its features if stored, and its bag.
@@ -338,9 +317,3 @@ class GradingExperiment:
                 write_table(run.folder / ("test_slides.csv" if tested else "val_slides.csv"), rows)
             if rows and tested and run.wandb is not None:
                 log_slides(run.wandb, "test_slides", rows, run.folder / "slides")
-
-
-def _make_item(bag: tuple[SlideRecord, TileBag]) -> BagItem:
-    """Return the item of a bag whose pixels are read."""
-    record, tiles = bag
-    return BagItem(record, tiles.coords, tiles.stain)
