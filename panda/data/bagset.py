@@ -20,7 +20,7 @@ from panda.data.feature_files import read_features
 from panda.data.image_batch import RawBag, convert_bags, stack_bags
 from panda.data.loaders import Draw, Workers, find_item, find_seed
 from panda.data.manifest import SlideRecord
-from panda.data.patients import BagUnit, choose_labelled, divide_tiles, group_bags
+from panda.data.patients import BagUnit, choose_labelled, divide_tiles, group_bags, name_bag
 from panda.data.settings import ResolutionSettings, SlideSettings
 from panda.data.targets import ISUP, TargetSpec
 from panda.data.tile_selection import sample_tiles
@@ -105,8 +105,10 @@ class BagSet(Dataset[tuple[Tensor, Tensor, Tensor, str]]):
         for item in items:
             if item.count == 0:
                 raise ManifestError(f"{item.record.slide_id}: no tiles; lower tiles.min_tissue or leave it out")
-        found = group_bags(items, lambda item: item.record, settings.bag)
-        self.names, self.bags = list(found), list(found.values())
+        self.bags = [[item] for item in items]
+        if settings.bag == "patient":
+            self.bags = list(group_bags(items, lambda item: item.record, "patient").values())
+        self.names = [name_bag(bag[0].record, settings.bag) for bag in self.bags]
         self.parts = [divide_tiles(settings.k, len(bag)) for bag in self.bags]
         self.labels = [target.read_label(choose_labelled([item.record for item in bag], target)) for bag in self.bags]
         self.settings = settings
