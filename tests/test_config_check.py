@@ -73,7 +73,7 @@ def test_check_config_every_option_passes(group: str, option: str, tmp_path: Pat
     overrides = {
         "tiles": grading,
         "task": grading if option == "grading" else (),
-        "model": (*grading, "tiles.tile_size=64") if option.startswith("mil_") else (),
+        "model": (*grading, "tiles.tile_size=64") if option.startswith("mil_") or option == "torchmil" else (),
         "loss": grading if option in ("coral", "cross_entropy") else (),
         "experiment": grading[1:] if option.endswith("_grading") else (),
     }.get(group, ())
