@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from panda.data.feature_files import write_feature_file
+from panda.data.feature_files import FeatureFormat, name_feature_file, write_feature_file
 from panda.report.run_summary import parse_summary
 from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.metadata import GradingMetadata
@@ -68,6 +68,25 @@ def test_infer_from_features_gives_grades_of_training(home: Path) -> None:
     assert table(home / "out/failures.csv") == []
     assert "The network was trained on" in (home / "out/report.html").read_text()
     assert (home / "out/slide00/slide.html").is_file()
+
+
+@pytest.mark.parametrize("format", ["trident", "stamp", "clam", "slideflow"])
+def test_infer_from_features_of_each_format_gives_same_grades(home: Path, format: FeatureFormat) -> None:
+    folder = home / format
+    folder.mkdir()
+    for number, grade in enumerate((0, 1, 4)):
+        features = draw_features(f"slide{number:02d}", grade)
+        path = name_feature_file(folder, features.slide_id, format)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_feature_file(path, features, format)
+    for source in ("own/features", format):
+        done = run_entry_point("infer", home, GRADE[0], f"features={source}", f"output=out-{source.partition('/')[0]}")
+        assert done.returncode == 0, done.stderr[-3000:]
+    wanted, found = (table(home / out / "grades.csv")[:3] for out in ("out-own", f"out-{format}"))
+    assert [row["slide_id"] for row in found] == ["slide00", "slide01", "slide02"]
+    for row, own in zip(found, wanted, strict=True):
+        shares = [(float(row[f"p{k}"]), float(own[f"p{k}"])) for k in range(6)]
+        assert all(abs(share - other) < 0.01 for share, other in shares), "STAMP stores half precision"
 
 
 def test_infer_from_features_shows_attention_on_slides(home: Path) -> None:
