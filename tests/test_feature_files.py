@@ -253,6 +253,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "no tiles": ({"features": FEATURES[:0]}, r"features are \(0, 5\): the slide has no tiles; leave it out"),
     "short coords": ({"coords": COORDS[:5]}, r"coords are \(5, 2\), but must be \(6, 2\) for 6 tiles"),
     "nan coords": ({"coords": np.where(COORDS == 505, np.nan, COORDS)}, "coords are not finite"),
+    "large coords": ({"coords": np.where(COORDS == 505, 1e300, COORDS)}, "coords are not finite, or too large"),
 }
 
 
@@ -284,6 +285,44 @@ def test_feature_file_impossible_attribute_is_refused(tmp_path: Path) -> None:
         ManifestError, match=r"s\.h5: tile_px0 is -512, but must be greater than 0; make the file again"
     ):
         read_origin(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("target_magnification", 0), ("target_magnification", "20x"), ("patch_size", np.inf)]
+)
+def test_trident_file_impossible_scale_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+    path = write_trident(tmp_path / "s.h5")
+    with h5py.File(path, "a") as file:
+        file["coords"].attrs[name] = value
+    with pytest.raises(ManifestError, match=r"s\.h5: "):
+        read_origin(path)
+
+
+@pytest.mark.parametrize("size", [0, np.inf, np.nan])
+def test_stamp_file_impossible_size_is_refused(tmp_path: Path, size: float) -> None:
+    path = write_hdf5(tmp_path / "s.h5", {"feats": FEATURES}, {}, tile_size_um=256.0, tile_size_px=size)
+    with pytest.raises(ManifestError, match=r"s\.h5: features cannot be read"):
+        read_origin(path)
+
+
+def test_feature_file_attribute_with_several_values_is_left_out(tmp_path: Path) -> None:
+    path = write_trident(tmp_path / "s.h5")
+    with h5py.File(path, "a") as file:
+        file["coords"].attrs["level_dim"] = [40000, 20000]  # as CLAM's files of coordinates have it
+    assert read_origin(path)[0].tile_size == 256
+
+
+@pytest.mark.parametrize("name", ["features", "coords"])
+def test_feature_file_with_texts_in_an_array_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "s.h5"
+    with h5py.File(path, "w") as file:
+        for each, values in (("features", FEATURES), ("coords", COORDS)):
+            texts = values.astype(str).astype(object)
+            file.create_dataset(
+                each, data=texts if each == name else values, dtype=h5py.string_dtype() if each == name else None
+            )
+    with pytest.raises(ManifestError, match=r"s\.h5: features cannot be read .*holds texts or references"):
+        read_feature_file(path)
 
 
 def write_text(path: Path) -> None:
@@ -320,6 +359,30 @@ def test_feature_file_unreadable_hdf5_is_refused(tmp_path: Path, write: Callable
     write(path := tmp_path / "s.h5")
     with pytest.raises(ManifestError, match=rf"s\.h5: {message}"):
         read_features(path)
+
+
+ODD_BAGS: dict[str, tuple[bytes | dict[str, Any], Any]] = {
+    "truncated index": (b"PK\x03\x04 and no more", None),
+    "list as origin": ({"origin": np.array("[1]")}, None),
+    "two origins": ({"origin": np.array(["{}", "{}"])}, None),
+    "text as side": ({"arr_0": COORDS}, {"tile_px": 256, "tile_um": "large"}),
+    "side of 0": ({"arr_0": COORDS}, {"tile_px": 256, "tile_um": "0x"}),
+    "no px": ({"arr_0": COORDS}, {"tile_px": 0, "tile_um": 128}),
+}
+
+
+@pytest.mark.parametrize("fault", ODD_BAGS)
+def test_slideflow_bag_with_a_fault_is_refused(tmp_path: Path, fault: str) -> None:
+    index, config = ODD_BAGS[fault]
+    torch.save(torch.from_numpy(FEATURES), path := tmp_path / "s.pt")
+    if isinstance(index, bytes):
+        (tmp_path / "s.index.npz").write_bytes(index)
+    else:
+        np.savez(tmp_path / "s.index", **index)
+    if config:
+        (tmp_path / "bags_config.json").write_text(json.dumps(config))
+    with pytest.raises(ManifestError, match=r"s\.pt: "):
+        read_origin(path)
 
 
 class Trap:

@@ -49,6 +49,9 @@ CONFIG: Final = "bags_config.json"
 DERIVED = {"format", "dim"}
 """Fields of an origin that follow from the file."""
 
+_MOST_PX = 2**31
+"""Greatest coordinate of a tile, which no slide reaches; larger ones would not fit into whole numbers."""
+
 
 class Hdf5File:
     """An open HDF5 file of features.
@@ -169,16 +172,15 @@ class BagFile:
 
     def read_origin(self) -> FeatureOrigin:
         """See `read_origin`."""
+        stated: Mapping[str, Any] = {}
         with explain_failure(self.path):
             index = self._read_index()
-        if "origin" in index:
-            stated = TypeAdapter(dict[str, JsonValue]).validate_json(index["origin"].item())
-            return make_origin(self.path, stated, "slideflow", self.shape[1])
-        config = self.path.with_name(CONFIG)
-        if config.is_file():
-            told = read_model(config, TypeAdapter(dict[str, JsonValue]), REMEDY, ManifestError)
-            return make_origin(self.path, _translate_slideflow(told), "slideflow", self.shape[1])
-        return make_origin(self.path, {}, "slideflow" if index else "clam", self.shape[1])
+            if "origin" in index:
+                stated = TypeAdapter(dict[str, JsonValue]).validate_json(index["origin"].item())
+            elif (config := self.path.with_name(CONFIG)).is_file():
+                settings = read_model(config, TypeAdapter(dict[str, JsonValue]), REMEDY, ManifestError)
+                stated = _translate_slideflow(settings)
+        return make_origin(self.path, stated, "slideflow" if index or stated else "clam", self.shape[1])
 
     def read(self) -> FeatureFile:
         """See `read_feature_file`."""
@@ -237,8 +239,8 @@ def _check_coords(path: Path, coords: NDArray[Any], count: int) -> NDArray[np.fl
     if coords.shape != (count, 2):
         raise ManifestError(f"{path}: coords are {coords.shape}, but must be {(count, 2)} for {count} tiles; {REMEDY}")
     values = coords.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ManifestError(f"{path}: coords are not finite; {REMEDY}")
+    if not (np.abs(values) <= _MOST_PX).all():
+        raise ManifestError(f"{path}: coords are not finite, or too large; {REMEDY}")
     return values
 
 

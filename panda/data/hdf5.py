@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,11 @@ REMEDY = "make the file again with the program that wrote it"
 
 _CHECKSUM = b"crc32"
 """Attribute of an array with the CRC-32 of its bytes."""
+_FAILURES = (
+    *(OSError, EOFError, zlib.error, zipfile.BadZipFile),
+    *(LookupError, ValueError, TypeError, ArithmeticError, RuntimeError),
+)
+"""What h5py, NumPy, torch and the translation of attributes raise for files that nobody should have written."""
 
 
 def _make_access() -> h5p.PropFAID:
@@ -58,7 +64,7 @@ def explain_failure(path: Path) -> Iterator[None]:
     """Turn what reading a damaged file raises into a ManifestError."""
     try:
         yield
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, EOFError, zlib.error) as error:
+    except _FAILURES as error:
         if isinstance(error, FileNotFoundError):
             raise ManifestError(f"{path}: there is no such file; compute the features of the slide") from error
         what = " ".join(f"{type(error).__name__}: {error}".split())
@@ -82,10 +88,13 @@ def read_array(stored: h5d.DatasetID) -> NDArray[Any]:
     """Read an array as it is stored; its checksum is verified if it has one.
 
     Raises:
+        TypeError: If its values are no numbers: HDF5 would write pointers to them where NumPy looks for objects.
         ValueError: If the checksum differs, or the array was not written to its end.
     """
     kind = stored.get_type()
     dtype, shape = kind.dtype, stored.shape
+    if dtype.hasobject:
+        raise TypeError("an array holds texts or references, but must hold numbers")
     checked = has_checksum(stored)
     if not checked and _is_unfinished(stored, dtype.itemsize * math.prod(shape)):
         raise ValueError("an array was not written to its end")
@@ -152,12 +161,14 @@ class ArrayPlace:
 
 
 def read_attributes(owner: h5f.FileID | h5d.DatasetID | None) -> dict[str, Any]:
-    """Read the attributes of an array or of the file as plain values; TRIDENT writes the text `None` for None."""
+    """Read the single values among the attributes of an array or a file; TRIDENT writes the text `None` for None."""
     if owner is None:
         return {}
     stored = (h5py.Dataset(owner) if isinstance(owner, h5d.DatasetID) else h5py.File(owner)).attrs
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in stored.items()}
-    return {key: value for key, value in plain.items() if value not in ("None", "")}
+    return {
+        key: value for key, value in plain.items() if not isinstance(value, np.ndarray) and value not in ("None", "")
+    }
 
 
 def build_hdf5(write: Callable[[h5py.File], None]) -> bytes:
