@@ -80,7 +80,7 @@ def test_sweep_page_pairs_jobs_with_and_without_grades_by_areas(tmp_path: Path) 
         (folder / "overrides.txt").write_text(f"task.classes={'gleason' if job == '1' else 'binary'}\n")
         write_table(folder / "val_slides.csv", [asdict(slide.score.compute_metrics(0.5)) for slide in SLIDES])
     page = read_page(write_sweep(tmp_path))
-    assert "the job has no κ of grades by areas" in page
+    assert "the job has no κ of the grade by areas" in page
     assert page.count("Less the best") == 1
 
 
