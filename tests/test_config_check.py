@@ -105,6 +105,15 @@ def test_check_config_every_option_passes(group: str, option: str, tmp_path: Pat
         assert found == expected
 
 
+@pytest.mark.parametrize("name", ["train", "infer", "audit", "features"])
+def test_conf_no_plain_key_has_the_name_of_a_folder(name: str) -> None:
+    """Hydra takes `KEY=VALUE` for the choice of a group if `conf/KEY` exists, whatever the key is for."""
+    content: Any = OmegaConf.load(CONF / f"{name}.yaml")
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()}
+    groups = {str(key).split()[-1].split("@")[0] for choice in content.defaults if choice != "_self_" for key in choice}
+    assert not folders & (set(content) - groups)
+
+
 def test_check_config_infer_passes(tmp_path: Path) -> None:
     (tmp_path / "b.tiff").touch()
     checkpoint = segmentation_checkpoint(tmp_path / "a.ckpt")

@@ -157,7 +157,7 @@ class Slide:
         if mpp / scanned < FINEST:
             raise SlideError(
                 f"{self.path}: {mpp:g} µm/px is finer than the scan, {scanned:.4g} µm/px at level 0; "
-                f"train with data.mpp={scanned:.4g} or coarser, or leave the slide out"
+                f"give {scanned:.4g} or more (data.mpp in training, mpp in features.py), or leave the slide out"
             )
         return mpp / scanned
 
