@@ -18,6 +18,8 @@ MOST_BYTES = 2**28
 """Size of the largest JSON file that is read."""
 MOST_PATCH_PX = 8192
 """Longest side of a patch or tile: the sums of a canvas then fit into memory."""
+SAME_SCALE = 0.1
+"""Relative difference up to which tiles have the same scale for an encoder."""
 
 _NAMED_FAULTS, _NAMED_KEYS, _SHOWN = 3, 8, 60
 

@@ -49,6 +49,11 @@ def test_class_statistics_match_sklearn_on_repeated_slides() -> None:
         assert compute(found, "qwk")[draw] == pytest.approx(cohen_kappa_score(*pair, weights="quadratic"))
 
 
+def test_class_statistics_of_many_classes_fit_into_memory() -> None:
+    truth, predicted = np.arange(60) * 30, np.arange(60) * 30 + (np.arange(60) % 2)
+    assert list_class_statistics(truth, predicted, 1800)["accuracy"](np.ones(60)) == pytest.approx(0.5)
+
+
 def test_average_aurocs_match_sklearn_one_against_rest() -> None:
     truth, prob = RNG.integers(0, 3, size=60), RNG.dirichlet(np.ones(3), size=60).round(1)
     prob /= prob.sum(axis=1, keepdims=True)

@@ -15,6 +15,8 @@ from panda.wsi.label_maps import read_yaml
 
 DOWNLOADED = ("imagenet", "download")
 """Values of `model.encoder_weights` that are downloaded, which happens only after every check has passed."""
+USUAL_MPP = 0.5
+"""µm/px of the tiles of most encoders."""
 FOLDER = CONF / "encoders"
 """The encoders that are known by name; the file name is the name."""
 
@@ -32,8 +34,8 @@ def describe_weights_fault(model: Mapping[str, Any]) -> str | None:
 
 
 def describe_scale(card: EncoderCard, mpp: float | None) -> tuple[str, float]:
-    """Return the µm/px that an encoder was trained at, in words, and the nearest of them to another one."""
-    return " or ".join(f"{own:g}" for own in card.mpp), min(card.mpp, key=lambda own: abs(own - (mpp or 0.5)))
+    """Return the µm/px that an encoder was trained at, in words, and the nearest of them to `mpp` or the usual one."""
+    return " or ".join(f"{own:g}" for own in card.mpp), min(card.mpp, key=lambda own: abs(own - (mpp or USUAL_MPP)))
 
 
 def find_encoder(choice: Any) -> str | dict[str, Any]:

@@ -52,7 +52,7 @@ def infer_from_features(config: FeatureInferenceConfig) -> None:
         row: TableRow = {"slide_id": slide_id}
         row |= list_grade_columns(record.target, record)
         row |= record.list_confidence()
-        return row | {"in_sample": _find_role(grader, slide_id)}
+        return row | {"in_sample": grader.metadata.find_role(slide_id)}
 
     def fail(failure: Failure) -> None:
         failures.append(failure)
@@ -82,10 +82,3 @@ def infer_from_features(config: FeatureInferenceConfig) -> None:
     if failures:
         but = "; the others are done" if rows else ""
         raise SomeSlidesFailed(f"{len(failures)} of {len(files)} slides failed: see {folder / 'failures.csv'}{but}")
-
-
-def _find_role(grader: FeatureGrader, slide_id: str) -> str | None:
-    """Return the role of a slide in the training of a grader, None if it is new to it."""
-    if slide_id in grader.metadata.train_slides:
-        return "training"
-    return "validation" if slide_id in grader.metadata.val_slides else None

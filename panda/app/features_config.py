@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from panda.app.encoder_choice import find_encoder
+from panda.app.encoder_choice import USUAL_MPP, describe_scale, find_encoder
 from panda.app.hydra_job import find_idle_faults
 from panda.app.inference_slides import FoundSlides, find_slides
 from panda.data.feature_files import FeatureFormat
@@ -32,7 +32,7 @@ from panda.wsi.stain_normalization import NormalizeName
 DOWNLOADED = ("imagenet", "download")
 """Values of `encoder_weights` that are downloaded, which a check does not do."""
 IDLE_KEYS = tuple(f"engine.{key}" for key in ("compile", "tta", "canvas_mib", "post_workers"))
-_USUAL_MPP, _USUAL_SIZE = 0.5, 256
+_USUAL_SIZE = 256
 _MOST_OVERLAP = 0.9
 
 
@@ -91,8 +91,8 @@ class FeaturesConfig(SlideSettings):
     @property
     def plan(self) -> TilePlan:
         """The tiles, with what the encoder was trained on in place of keys that are not given."""
-        scales = self.card.mpp or (_USUAL_MPP,)
-        mpp = min(scales, key=lambda own: abs(own - _USUAL_MPP)) if self.mpp is None else self.mpp
+        usual = describe_scale(self.card, None)[1] if self.card.mpp else USUAL_MPP
+        mpp = usual if self.mpp is None else self.mpp
         return TilePlan(
             tile_size=self.tile_size or self.card.tile_size or _USUAL_SIZE,
             level=self.level,
@@ -156,12 +156,11 @@ class FeaturesConfig(SlideSettings):
         if not card.mpp:
             return
         size = f" tile_size={card.tile_size}" if card.tile_size else ""
-        mpp = min(card.mpp, key=lambda own: abs(own - (self.mpp or _USUAL_MPP)))
+        trained, mpp = describe_scale(card, self.mpp)
         remedy = f"give mpp={mpp:g}{size}, to which the slides are resampled, or leave these keys out"
         if self.level is not None:
-            known = " or ".join(f"{own:g}" for own in card.mpp)
             yield (
-                f"{self.setting('level')}: a level has other µm/px on other slides, but {key} was trained at {known} "
+                f"{self.setting('level')}: a level has other µm/px on other slides, but {key} was trained at {trained} "
                 f"µm/px; remove it"
             )
         elif (plan := self.plan).mpp and (fault := card.describe_scale_fault(plan.mpp, plan.tile_size)):

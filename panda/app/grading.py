@@ -249,8 +249,7 @@ class GradingExperiment:
             return [identity(item.features), label, bag]
         tiles = hashlib.sha256(np.ascontiguousarray(item.coords).tobytes()).hexdigest()
         features = None if item.features is None else item.features.name
-        bag = name_bag(item.record, self.settings.bag)
-        return [identity(item.record.image_path), list(self._read_values(item.record)), tiles, features, bag]
+        return [identity(item.record.image_path), label, tiles, features, bag]
 
     def _list_notes(self, run: Run, items: Mapping[Split, Sequence[BagItem]]) -> None:
         run.notes += self.network.notes

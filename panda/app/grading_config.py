@@ -216,8 +216,6 @@ class GradingConfig(TrainConfig):
         target, batch = self.target, self.tiles.batch_size
         if self.model.get("head") == "ordinal" and target.kind != "ordinal" and target.outputs != 2:
             yield f"model.head=ordinal needs classes in order, not task.kind={target.kind}: give model.head=softmax"
-        if self.task.abstain_risk is not None and not target.has_classes:
-            yield f"{self.task.setting('abstain_risk')} needs classes, not task.kind={target.kind}: remove it"
         if target.kind == "survival" and batch < 2:
             yield (
                 f"tiles.batch_size={batch}: task.kind=survival compares each event with the other slides of its batch; "
@@ -293,10 +291,7 @@ class GradingConfig(TrainConfig):
     def _check_classes_only(self) -> Iterator[str]:
         target, task = self._checked_target, self.task
         if task.abstain_risk is not None and not target.has_classes:
-            yield (
-                f"{self.task.setting('abstain_risk')} needs classes: a wrong one and its probability are not defined "
-                f"for task.kind={target.kind}; remove it"
-            )
+            yield f"{self.task.setting('abstain_risk')} needs classes, not task.kind={target.kind}: remove it"
         if task.patient_label == "highest" and not has_highest(target):
             yield (
                 f"{self.task.setting('patient_label')} needs ordered classes, not task.kind={target.kind}: give "

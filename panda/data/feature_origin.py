@@ -9,15 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from panda.stored import Digest, PathText, Plain
+from panda.stored import SAME_SCALE, Digest, PathText, Plain
 from panda.wsi.geometry import floor_px, mean_mpp, round_px
 from panda.wsi.slide import Slide
 from panda.wsi.stain_normalization import NormalizeName
 
 FeatureFormat = Literal["panda", "trident", "stamp", "clam", "slideflow"]
-
-_SAME_SCALE = 0.1
-"""Relative difference up to which scales are the same, as for the µm/px of encoders."""
 
 _NAMES = {
     "uni_v1": "uni",
@@ -89,7 +86,7 @@ class FeatureOrigin(Plain, frozen=True):
             faults.append(f"normalize is {self.normalize or 'none'}, but {other.normalize or 'none'} in the other")
         for name, unit in (("mpp", "µm/px"), ("tile_um", "µm")):
             own, others = getattr(self, name), getattr(other, name)
-            if own is not None and others is not None and abs(own / others - 1) > _SAME_SCALE:
+            if own is not None and others is not None and abs(own / others - 1) > SAME_SCALE:
                 faults.append(f"{name} is {own:.4g} {unit}, but {others:.4g} {unit} in the other")
         return faults
 

@@ -22,7 +22,8 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_files import SlideFiles
-from panda.inference.slide_result import LABEL_METRICS, InSample, LabelMetrics, Provenance, SlideResult
+from panda.inference.slide_result import LABEL_METRICS, LabelMetrics, Provenance, SlideResult
+from panda.tasks.metadata import InSample
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.stain_normalization import STAIN_RULES
@@ -123,9 +124,8 @@ class SlideMapper:
     def find_role(self, slide_id: str) -> InSample | None:
         """Return the role of a slide in training: `validation` slides chose the epoch or the threshold."""
         networks = [network.metadata for network in (self.predictor, self.grader) if network]
-        if any(slide_id in network.train_slides for network in networks):
-            return "training"
-        return "validation" if any(slide_id in network.val_slides for network in networks) else None
+        roles = {network.find_role(slide_id) for network in networks}
+        return "training" if "training" in roles else "validation" if "validation" in roles else None
 
     def map(
         self,

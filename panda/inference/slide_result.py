@@ -15,13 +15,13 @@ from panda.inference.grade import GradeRecord, RuleGrade, list_grade_columns
 from panda.inference.modes import TTA, Precision
 from panda.inference.quantify import Measurements, QuantifySettings
 from panda.stored import Digest, PathText, Plain, Share, read_model
+from panda.tasks.metadata import InSample
 from panda.wsi.levels import describe_frame
 from panda.wsi.mpp import MppSource, SlideMpp
 from panda.wsi.readers import ReaderName
 from panda.wsi.tissue import How
 
 RESULT_FILE = "quantification.json"
-InSample = Literal["training", "validation"]
 TableRow = dict[str, str | int | float | None]
 
 _COLUMNS = (

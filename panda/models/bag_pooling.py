@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from panda.stored import Plain
 
+LARGE_WEIGHT = 0.5
+"""Weight above which a tile is not subtracted from an average, because the division by a small rest loses digits."""
 _MOST_GROUPS = 256
 """Most passes of a bag without some tiles, if there is no shorter way to their contributions."""
 
@@ -144,7 +146,7 @@ class AttentionPooling(BagPooling):
         # The weights of the other tiles grow by the same factor, so that they sum to 1 again.
         found: Tensor = ((bag - weights * feats) / (1 - weights)).to(feats.dtype)
         most = int(weights.argmax())
-        if weights[most] > 0.5:  # the division by a small rest loses digits
+        if weights[most] > LARGE_WEIGHT:
             keep[0, most] = False
             found[most] = self(feats[None], keep)[0][0]
         return found

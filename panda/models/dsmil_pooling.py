@@ -7,11 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from panda.models.bag_pooling import BagPooling
+from panda.models.bag_pooling import LARGE_WEIGHT, BagPooling
 from panda.stored import Plain
-
-_LARGE_WEIGHT = 0.5
-"""Weight above which a tile is not subtracted from an average, because the division by a small rest loses digits."""
 
 
 class DsmilPooling(BagPooling):
@@ -62,7 +59,7 @@ class DsmilPooling(BagPooling):
         parts = torch.einsum("kd,ocd->koc", feats, self.bags.weight.reshape(self.features, self.features, -1))
         total = (weights * parts).sum(0)
         found: Tensor = (((total - weights * parts) / (1 - weights)).sum(-1) + self.bags.bias + highest) / 2
-        large = (attention > _LARGE_WEIGHT).nonzero()[:, 0]
+        large = (attention > LARGE_WEIGHT).nonzero()[:, 0]
         for tile in {*critical.tolist(), *large.tolist()}:
             others = keep.clone()
             others[0, tile] = False

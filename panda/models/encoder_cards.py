@@ -19,16 +19,13 @@ from torch import Tensor, nn
 from panda.errors import OptionError, suggest
 from panda.models.conch import CONCH_HEADS, ConchEncoder
 from panda.models.encoders import IMAGENET_MEAN, IMAGENET_STD
-from panda.stored import Plain, list_faults
+from panda.stored import SAME_SCALE, Plain, list_faults
 
 Rgb = Annotated[tuple[float, float, float], Field(strict=False)]
 """Read from a list, because YAML and checkpoints have no tuples."""
 Pooling = Literal["own", "cls", "cls_mean", "mean", "attention"]
 PUBLISHED = ("cached", "download")
 """Values of `encoder_weights` that take the published weights of an encoder."""
-
-_SAME_SCALE = 0.1
-"""Relative difference up to which scales are the same."""
 
 
 class TimmOptions(Plain, frozen=True):
@@ -128,7 +125,7 @@ class EncoderCard(Plain, frozen=True):
 
     def fits_mpp(self, mpp: float) -> bool:
         """Return whether px of a scale differ from those of the training by at most 10 %."""
-        return not self.mpp or any(abs(mpp / own - 1) <= _SAME_SCALE for own in self.mpp)
+        return not self.mpp or any(abs(mpp / own - 1) <= SAME_SCALE for own in self.mpp)
 
     def describe_scale_fault(self, mpp: float, tile_size: int) -> str | None:
         """Return how tiles differ from those that the encoder was trained on, or None if at most by 10 %.
@@ -136,7 +133,7 @@ class EncoderCard(Plain, frozen=True):
         The side of a tile in µm is compared, because `resize` makes all tiles equally many px.
         """
         trained = [own * (self.tile_size or tile_size) for own in self.mpp]
-        if not trained or any(abs(mpp * tile_size / side - 1) <= _SAME_SCALE for side in trained):
+        if not trained or any(abs(mpp * tile_size / side - 1) <= SAME_SCALE for side in trained):
             return None
         known = " or ".join(f"{own:g}" for own in self.mpp)
         size = f" px of {self.tile_size} px tiles" if self.tile_size else " px"

@@ -7,13 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from panda.models.bag_pooling import BagPooling
+from panda.models.bag_pooling import LARGE_WEIGHT, BagPooling
 from panda.stored import Plain
 
 _ROWS_AT_ONCE = 2**13
 """Pairs of tiles that pass the layer at once: the tiles of bags that each lack one."""
-_LARGE_WEIGHT = 0.5
-"""Weight above which a tile is not subtracted from an average, because the division by a small rest loses digits."""
 
 
 class TransformerPooling(BagPooling):
@@ -59,7 +57,7 @@ class TransformerPooling(BagPooling):
         found = []
         for absent in torch.split(torch.arange(len(feats), device=feats.device), max(1, _ROWS_AT_ONCE // len(feats))):
             weights = torch.exp(query @ key[:, absent].mT - total)  # of the absent tiles, (heads, K, absent)
-            large = (largest == absent) & (weights > _LARGE_WEIGHT)
+            large = (largest == absent) & (weights > LARGE_WEIGHT)
             weights = weights.masked_fill(large, 0.0)
             rest = 1 - weights
             tiles = (tokens + bias).repeat(len(absent), 1, 1)  # (absent, K, hidden)

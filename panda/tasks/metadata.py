@@ -30,6 +30,8 @@ from panda.wsi.slide import ResolutionRequest, Slide
 from panda.wsi.stain_normalization import NormalizeName
 
 Task = Literal["segmentation", "grading"]
+InSample = Literal["training", "validation"]
+"""Role of a slide in a training."""
 
 SlideIds = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
 """Read from a list, because JSON and checkpoints have no tuples."""
@@ -165,6 +167,12 @@ class CheckpointMetadata(Plain, frozen=True):
             message = "encoder_weights is {weights}, but must be null, because the checkpoint holds all weights"
             raise PydanticCustomError("network", message, {"weights": repr(weights)})
         return network
+
+    def find_role(self, slide_id: str) -> InSample | None:
+        """Return the role of a slide in the training, None if it is new to the network."""
+        if slide_id in self.train_slides:
+            return "training"
+        return "validation" if slide_id in self.val_slides else None
 
     def to_entry(self) -> dict[str, Any]:
         """Return the plain data that a checkpoint stores under `panda`."""

@@ -80,10 +80,13 @@ def compute_concordance(time: Numbers, event: Numbers, risk: Numbers, times: Num
 
 def list_class_statistics(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> Statistics:
     """Return the scores of true and predicted classes, (N,) both, from 0 to `classes` - 1."""
-    cells = np.eye(classes**2)[truth * classes + predicted]
+    cells, member = np.unique(truth * classes + predicted, return_inverse=True)  # of many classes few cells occur
+    rows = np.eye(len(cells))[member]
 
     def count(times: Numbers) -> Numbers:
-        return np.asarray((times @ cells).reshape(*times.shape[:-1], classes, classes))
+        counts = np.zeros((*times.shape[:-1], classes**2))
+        counts[..., cells] = times @ rows
+        return counts.reshape(*times.shape[:-1], classes, classes)
 
     return {
         "balanced_accuracy": lambda times: _average_known(_compute_recalls(count(times))),
