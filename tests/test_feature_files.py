@@ -325,6 +325,19 @@ def test_feature_file_with_texts_in_an_array_is_refused(tmp_path: Path, name: st
         read_feature_file(path)
 
 
+@pytest.mark.parametrize("tensor", [torch.from_numpy(FEATURES.T.copy()).T, torch.nn.Parameter(torch.tensor(FEATURES))])
+def test_feature_tensor_of_any_layout_is_read(tmp_path: Path, tensor: torch.Tensor) -> None:
+    torch.save(tensor, tmp_path / "s.pt")
+    np.testing.assert_array_equal(read_features(tmp_path / "s.pt"), FEATURES)
+
+
+def test_slideflow_bag_texts_as_coordinates_are_refused(tmp_path: Path) -> None:
+    write_feature_file(tmp_path / "s.pt", make(), "slideflow")
+    np.savez(tmp_path / "s.index.npz", arr_0=np.full((6, 2), "a"))
+    with pytest.raises(ManifestError, match=r"s\.pt: features cannot be read .*; make the file again"):
+        read_feature_file(tmp_path / "s.pt")
+
+
 def write_text(path: Path) -> None:
     path.write_text("no features")
 

@@ -178,6 +178,14 @@ def test_write_attention_places_weights_on_tiles(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_write_attention_tile_of_less_than_a_pixel_is_shown(tmp_path: Path) -> None:
+    """The last pixel has the tile, whose place is nearer to the edge of the image."""
+    view = Resolution(100.0, 40, 20, 1, 1.0, (2.0, 2.0))
+    grade = _make_grade([(3980, 1980, 1.0)], 16.0, predicted=0)
+    write_attention(np.full((20, 40, 3), 255, np.uint8), view, grade, "s", tmp_path / "attention.png")
+    assert (np.asarray(Image.open(tmp_path / "attention.png"), int) == (253, 231, 37)).all(axis=2).any()
+
+
 def test_logged_masks_of_classes_have_their_numbers_and_names(monkeypatch: pytest.MonkeyPatch) -> None:
     logged: dict[str, Any] = {}
     monkeypatch.setattr("wandb.Image", lambda *_, **given: logged.update(given))

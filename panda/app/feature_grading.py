@@ -148,21 +148,27 @@ class FeatureGrading:
     def _draw_tiles(self, facts: SlideFacts, grade: GradeRecord, file: FeatureFile, own: Path, why: str) -> SlideFacts:
         """Draw the attention for the tiles at their places on white."""
         assert grade.tile_side_px is not None
-        ends = [max(tile.x for tile in grade.tiles), max(tile.y for tile in grade.tiles)]
-        width, height = (end + grade.tile_side_px for end in ends)
+        coords = np.array([(tile.x, tile.y) for tile in grade.tiles])
+        start = np.minimum(coords.min(axis=0), 0)  # a file may have tiles that begin before the slide
+        width, height = (coords.max(axis=0) - start + grade.tile_side_px).tolist()
         downsample = max(1.0, max(width, height) / MAX_SIDE)
         size = ceil_px(width / downsample), ceil_px(height / downsample)
         side_um = file.origin.tile_um
         um = None if side_um is None else side_um / grade.tile_side_px * downsample
         view = Resolution(downsample, *size, 0, 1.0, None if um is None else (um, um))
         white = np.full((view.height, view.width, 3), 255, np.uint8)
-        write_attention(white, view, Grade(grade, white[None, :0]), facts.slide_id, own / "attention.png")
+        shown = Grade(_shift_tiles(grade, start), white[None, :0])
+        write_attention(white, view, shown, facts.slide_id, own / "attention.png")
         return facts.model_copy(update={"notes": (f"{why}, so its tiles are drawn on white.",)})
 
 
 def move_tiles(grade: GradeRecord, slide: Slide) -> GradeRecord:
     """Move the tiles of a feature file, whose frame is the whole file of a slide, to the frame of the slide."""
-    x0, y0 = slide.level_origins[0]
+    return _shift_tiles(grade, np.array(slide.level_origins[0]))
+
+
+def _shift_tiles(grade: GradeRecord, origin: NDArray[np.int64]) -> GradeRecord:
+    x0, y0 = origin.tolist()
     moved = [tile.model_copy(update={"x": tile.x - x0, "y": tile.y - y0}) for tile in grade.tiles]
     return grade.model_copy(update={"tiles": tuple(moved)})
 

@@ -5,7 +5,8 @@ See `panda.data.feature_formats` for the formats.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from panda.data.feature_formats import BAG, VERSION, BagFile, Hdf5File, check_finite
 from panda.data.feature_origin import FeatureFile, FeatureFormat, FeatureOrigin, TilePlaces
 from panda.data.feature_writers import WRITERS
-from panda.data.hdf5 import ArrayPlace, open_hdf5
+from panda.data.hdf5 import ArrayPlace, explain_failure, open_hdf5
 from panda.errors import ManifestError
 
 __all__ = [
@@ -44,14 +45,11 @@ def read_features(path: Path) -> NDArray[np.float32]:
     Raises:
         ManifestError: If the file is missing or damaged, or has no features, or some are not finite.
     """
-    if path.suffix == BAG:
-        return BagFile.open(path).read_features()
     place = _PLACES.get(path)
     if place is not None and (features := place.read(path)) is not None:
         return features
-    with open_hdf5(path) as file:
-        found = Hdf5File(path, file)
-        if (place := found.find_features()) is not None:
+    with _open(path) as found:
+        if isinstance(found, Hdf5File) and (place := found.find_features()) is not None:
             _PLACES[path] = place
         return found.read_features()
 
@@ -62,10 +60,8 @@ def read_feature_file(path: Path) -> FeatureFile:
     Raises:
         ManifestError: As for `read_features`, or if its coordinates or its origin do not fit them.
     """
-    if path.suffix == BAG:
-        return BagFile.open(path).read()
-    with open_hdf5(path) as file:
-        return Hdf5File(path, file).read()
+    with _open(path) as found:
+        return found.read()
 
 
 def read_origin(path: Path) -> tuple[FeatureOrigin, int]:
@@ -74,12 +70,19 @@ def read_origin(path: Path) -> tuple[FeatureOrigin, int]:
     Raises:
         ManifestError: As for `read_feature_file`.
     """
-    if path.suffix == BAG:
-        bag = BagFile.open(path)
-        return bag.read_origin(), bag.shape[0]
-    with open_hdf5(path) as file:
-        found = Hdf5File(path, file)
+    with _open(path) as found:
         return found.read_origin(), found.shape[0]
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[BagFile | Hdf5File]:
+    """Open a file of any format; what its damage or odd values raise in the block is a ManifestError."""
+    if path.suffix == BAG:
+        with explain_failure(path):
+            yield BagFile.open(path)
+    else:
+        with open_hdf5(path) as file:
+            yield Hdf5File(path, file)
 
 
 def name_feature_file(folder: Path, slide_id: str, format: FeatureFormat = "panda") -> Path:

@@ -29,7 +29,6 @@ from panda.data.feature_origin import (
 from panda.data.hdf5 import (
     REMEDY,
     ArrayPlace,
-    explain_failure,
     has_checksum,
     open_array,
     read_array,
@@ -150,44 +149,39 @@ class BagFile:
     @classmethod
     def open(cls, path: Path) -> BagFile:
         """Open a file without reading its features, and without running what is pickled in it."""
-        with explain_failure(path):
-            try:
-                return cls(path, torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path)))
-            except pickle.UnpicklingError as error:
-                raise ManifestError(
-                    f"{path}: holds pickled objects other than a tensor, which could run code and are not read. Write "
-                    "HDF5 instead (TRIDENT writes NumPy arrays with saveas=pt), or one tensor"
-                ) from error
+        try:
+            return cls(path, torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path)))
+        except pickle.UnpicklingError as error:
+            raise ManifestError(
+                f"{path}: holds pickled objects other than a tensor, which could run code and are not read. Write "
+                "HDF5 instead (TRIDENT writes NumPy arrays with saveas=pt), or one tensor"
+            ) from error
 
     def read_features(self) -> NDArray[np.float32]:
         """See `read_features`."""
-        with explain_failure(self.path):
-            dtype = torch.float32 if self._tensor.is_floating_point() else self._tensor.dtype
-            features = self._tensor.reshape(self.shape).to(dtype, copy=True).numpy()
-            features = _convert(self.path, features)
-            if (index := self._read_index()).get("crc32", (own := zlib.crc32(features.data))) != own:
-                raise ValueError(f"the checksum in {index['name']} does not fit them")
+        dtype = torch.float32 if self._tensor.is_floating_point() else self._tensor.dtype
+        tensor = self._tensor.detach().reshape(self.shape)
+        features = _convert(self.path, tensor.to(dtype, memory_format=torch.contiguous_format, copy=True).numpy())
+        if "crc32" in (index := self._read_index()) and index["crc32"] != zlib.crc32(features.data):
+            raise ValueError(f"the checksum in {index['name']} does not fit them")
         check_finite(self.path, features)
         return features
 
     def read_origin(self) -> FeatureOrigin:
         """See `read_origin`."""
         stated: Mapping[str, Any] = {}
-        with explain_failure(self.path):
-            index = self._read_index()
-            if "origin" in index:
-                stated = TypeAdapter(dict[str, JsonValue]).validate_json(index["origin"].item())
-            elif (config := self.path.with_name(CONFIG)).is_file():
-                settings = read_model(config, TypeAdapter(dict[str, JsonValue]), REMEDY, ManifestError)
-                stated = _translate_slideflow(settings)
+        index = self._read_index()
+        if "origin" in index:
+            stated = TypeAdapter(dict[str, JsonValue]).validate_json(index["origin"].item())
+        elif (config := self.path.with_name(CONFIG)).is_file():
+            stated = _translate_slideflow(read_model(config, TypeAdapter(dict[str, JsonValue]), REMEDY, ManifestError))
         return make_origin(self.path, stated, "slideflow" if index or stated else "clam", self.shape[1])
 
     def read(self) -> FeatureFile:
         """See `read_feature_file`."""
         origin, features = self.read_origin(), self.read_features()
         coords = places = None
-        with explain_failure(self.path):
-            index = self._read_index()
+        index = self._read_index()
         if "arr_0" in index:
             values = _check_coords(self.path, index["arr_0"], len(features))
             if origin.tile_px0 is None:

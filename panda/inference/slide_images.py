@@ -22,7 +22,7 @@ from panda.inference.grade import Grade
 from panda.inference.legends import COLOUR_MAPS, ColourMap, LegendEntry, Scale, colorize, frame_image
 from panda.inference.polygons import Outlines
 from panda.wsi.classes import ClassSet
-from panda.wsi.geometry import Resolution, round_px
+from panda.wsi.geometry import Resolution, floor_px, round_px
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
 
@@ -208,7 +208,7 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
     share = attention / attention.sum()
     colours = COLOUR_MAPS["viridis"]
     fills = colorize(share[None] / share.max(), colours)[0]
-    corners = round_px(np.array([(tile.x, tile.y) for tile in record.tiles]) / view.downsample)
+    corners = floor_px(np.array([(tile.x, tile.y) for tile in record.tiles]) / view.downsample)
     side = max(1, round_px((record.tile_side_px or 0) / view.downsample))
     laid, thick = image.copy(), max(1, round_px(max(image.shape) / 1200))
     for (x, y), colour in zip(corners.tolist(), fills.tolist(), strict=True):

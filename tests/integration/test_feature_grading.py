@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -113,17 +114,22 @@ def test_infer_from_features_bad_file_fails_its_slide(home: Path) -> None:
     write_feature_file(folder / "other.h5", draw_features("other", 0, encoder="uni", weights=None))
     write_feature_file(folder / "unknown.h5", draw_features("unknown", 4, encoder=None, weights=None))
     (folder / "slide01.h5").write_bytes(b"no features")
+    wide = draw_features("wide", 4)
+    assert wide.coords is not None
+    coords = np.where(wide.coords == 64, -70, 2**30 * wide.coords)
+    write_feature_file(folder / "wide.h5", dataclasses.replace(wide, coords=np.minimum(coords, 2**30)))
     done = run_entry_point("infer", home, GRADE[0], "features=mixed/features", "output=mixed/out")
     assert done.returncode == 1
-    assert "2 of 4 slides failed" in done.stderr
+    assert "2 of 5 slides failed" in done.stderr
     failed = {row["slide_id"]: row["message"] for row in table(home / "mixed/out/failures.csv")}
     assert "the grader learned from other features: encoder is drawn, but uni" in failed["other"]
     assert "slide01.h5" in failed["slide01"]
     assert {row["slide_id"]: row["isup_predicted"] for row in table(home / "mixed/out/grades.csv")} == {
         "slide00": "0",
         "unknown": "4",
+        "wide": "4",
     }
-    assert "1 of 2 feature files do not state which encoder" in (home / "mixed/out/report.html").read_text()
+    assert "1 of 3 feature files do not state which encoder" in (home / "mixed/out/report.html").read_text()
 
 
 def test_infer_refuses_what_features_do_not_fit(home: Path) -> None:
