@@ -314,3 +314,11 @@ def test_features_of_each_format_are_the_same(home: Path, extract: Extract, form
     np.testing.assert_array_equal(found.coords, own.coords)
     assert own.origin.describe_difference(found.origin) == []
     assert (found.origin.weights, found.origin.tile_um) == (own.origin.weights, own.origin.tile_um)
+
+
+@pytest.mark.parametrize(("format", "lost"), [("clam", "pt_files/b.pt"), ("slideflow", "b.index.npz")])
+def test_features_lost_second_file_is_made_again(home: Path, extract: Extract, format: str, lost: str) -> None:
+    extract("slides=slides/b.tiff", f"format={format}")
+    (home / "out" / lost).unlink()
+    extract("slides=slides/b.tiff", f"format={format}")
+    assert (home / "out" / lost).is_file()

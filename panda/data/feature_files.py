@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.data.feature_formats import BAG, VERSION, BagFile, Hdf5File, check_finite
+from panda.data.feature_formats import BAG, VERSION, BagFile, Hdf5File, check_finite, name_index
 from panda.data.feature_origin import FeatureFile, FeatureFormat, FeatureOrigin, TilePlaces
 from panda.data.feature_writers import WRITERS
 from panda.data.hdf5 import ArrayPlace, explain_failure, open_hdf5
@@ -26,6 +26,7 @@ __all__ = [
     "TilePlaces",
     "find_feature_files",
     "name_feature_file",
+    "name_other_file",
     "read_feature_file",
     "read_features",
     "read_origin",
@@ -92,6 +93,13 @@ def name_feature_file(folder: Path, slide_id: str, format: FeatureFormat = "pand
     return folder / f"{slide_id}{BAG if format == 'slideflow' else '.h5'}"
 
 
+def name_other_file(path: Path, format: FeatureFormat) -> Path | None:
+    """Return the path of the second file of a slide, which CLAM and slideflow have, or None."""
+    if format == "clam":
+        return path.parents[1] / "pt_files" / f"{path.stem}{BAG}"
+    return name_index(path) if format == "slideflow" else None
+
+
 def write_feature_file(path: Path, features: FeatureFile, format: FeatureFormat = "panda") -> None:
     """Write the features of a slide, each file whole or not at all.
 
@@ -139,7 +147,7 @@ def _choose_file(paths: list[Path]) -> Path | None:
     if len(paths) == 1:
         return paths[0]
     first, *others = paths
-    is_pair = first.parent.name == "h5_files" and others == [first.parents[1] / "pt_files" / f"{first.stem}{BAG}"]
+    is_pair = first.parent.name == "h5_files" and others == [name_other_file(first, "clam")]
     return first if is_pair else None
 
 

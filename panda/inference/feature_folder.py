@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
 
-from panda.data.feature_files import FeatureFormat, FeatureOrigin, name_feature_file
+from panda.data.feature_files import FeatureFormat, FeatureOrigin, name_feature_file, name_other_file
 from panda.data.slide_entry import FileIdentity
 from panda.errors import ConfigError, PandaError
 from panda.files import fingerprint, hold_lock, write_json
@@ -229,7 +229,9 @@ class FeatureFolder:
         try:
             record = self._read_record(slide.stem)
             found = FileIdentity.read(slide)
-            if (self.path / record.file).stat().st_size != record.bytes:
+            file = self.path / record.file
+            other = name_other_file(file, self.settings.format)
+            if file.stat().st_size != record.bytes or (other is not None and not other.is_file()):
                 log.log(level, "%s: its features were changed; its tiles are encoded again", slide)
                 return None
         except OSError:
