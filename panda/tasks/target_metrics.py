@@ -66,11 +66,11 @@ def compute_concordance(time: Numbers, event: Numbers, risk: Numbers, times: Num
     half. It is undefined without such pairs.
     """
     right, pairs = np.zeros(times.shape[:-1]), np.zeros(times.shape[:-1])
-    for start in range(0, len(time), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
+    events = np.flatnonzero(event == 1)
+    for start in range(0, len(events), _ROWS_AT_ONCE):
+        part = events[start : start + _ROWS_AT_ONCE]
         first = time[part, None] < time[None, :]
         first |= (time[part, None] == time[None, :]) & (event[None, :] == 0)
-        first &= event[part, None] == 1
         ahead = (risk[part, None] > risk[None, :]) + 0.5 * (risk[part, None] == risk[None, :])
         pairs += (times[..., part] * (times @ first.T.astype(np.float64))).sum(axis=-1)
         right += (times[..., part] * (times @ (first * ahead).T)).sum(axis=-1)
