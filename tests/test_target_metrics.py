@@ -89,6 +89,14 @@ def test_number_statistics_of_constants_are_undefined() -> None:
     assert constant["mae"](once) == pytest.approx(np.abs(np.arange(5) - 0.1).mean())
 
 
+def test_number_statistics_of_large_numbers_match_those_of_small() -> None:
+    given = RNG.normal(size=60)
+    pair = given, given + RNG.normal(size=60)
+    small, large = (list_number_statistics(*(1e3 * side + start for side in pair)) for start in (0.0, 1e9))
+    for name in small:
+        assert compute(large, name) == pytest.approx(compute(small, name), rel=1e-4)
+
+
 def count_pairs(time: np.ndarray, event: np.ndarray, risk: np.ndarray) -> float:
     """Compute Harrell's index by a loop over all pairs."""
     right = pairs = 0.0

@@ -214,8 +214,9 @@ def make_config(folder: Path, *overrides: str) -> GradingConfig:
         ),
         (
             ("task.target=ki67", "task.kind=regression", "loss=mse", "task.abstain_risk=0.1"),
-            r"task\.abstain_risk=0\.1 needs classes, not task\.kind=regression: remove it",
+            r"1 fault in .*task\.abstain_risk=0\.1 needs classes, not task\.kind=regression: remove it",
         ),
+        (("task.target=nothing", "task.kind=regression", "loss=huber"), r"1 fault in .*task\.target=nothing is no col"),
         (
             ("task.target=word", "task.kind=classes", "model.head=ordinal"),
             r"model\.head=ordinal needs classes in order, not task\.kind=classes: give model\.head=softmax",

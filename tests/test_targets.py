@@ -109,6 +109,7 @@ def test_find_target_wrong_keys_or_columns_raise(name: str, kind: str, keys: dic
         ({"x": "high"}, "regression", r"slide 's0': x is 'high', not a number such as 12\.5"),
         ({"x": "nan"}, "regression", r"x is 'nan', not a number"),
         ({"x": "1e999"}, "regression", r"x is '1e999', not a number"),
+        ({"x": "-3.5e38"}, "regression", r"x is '-3\.5e38', too large for single precision"),
         ({"x": "1_0"}, "regression", r"x is '1_0', not a number"),
         ({"x": "12,5"}, "regression", r"x is '12,5', not a number"),
         ({"x": "-1", "e": "1"}, "survival", r"x is '-1', a negative time"),
@@ -140,6 +141,7 @@ def test_require_labels_missing_are_counted_with_remedy() -> None:
     ("kind", "cells", "fault"),
     [
         ("regression", ["5", "5.0"], "all 2 training slides have the value 5 of task.target=x, so there is nothing"),
+        ("regression", ["1000000001", "1000000009"], "numbers up to 1e.09, but a standard deviation of 4, too little"),
         ("classes", ["b", "b"], "all 2 training slides have the value b of task.target=x"),
         ("survival", ["5", "6"], "none of 2 training slides has an event in column e"),
     ],

@@ -209,7 +209,7 @@ class GradingConfig(TrainConfig):
 
     @rule
     def _check_loss(self) -> None:
-        check_target_loss(self.build("loss"), self.loss["_target_"], self._checked_target)
+        check_target_loss(self.build("loss"), self.loss["_target_"], self.target)
 
     @rule
     def _check_target(self) -> Iterator[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
+import numpy as np
 from pydantic import Field, GetCoreSchemaHandler, GetPydanticSchema, PlainSerializer, model_validator
 from pydantic_core import PydanticCustomError, core_schema
 
@@ -27,6 +28,10 @@ CLASS_KINDS: tuple[Kind, ...] = ("classes", "ordinal")
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 _UNKNOWN = ("na", "n/a", "nan", "null", "unknown", "?", "-")
 """Cells that are written for an unknown value, and that would silently become a class."""
+
+_LARGEST = float(np.finfo(np.float32).max)
+_LEAST_SPREAD = 1e-5
+"""Least standard deviation of numbers, over the largest: single precision has steps of 1e-7 of a number."""
 
 
 class TargetSpec(Plain, frozen=True):
@@ -156,6 +161,8 @@ def _parse_number(column: str, cell: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         raise ValueError(f"{column} is {cell!r}, not a number such as 12.5; correct it, or leave it empty if unknown")
+    if abs(value) > _LARGEST:
+        raise ValueError(f"{column} is {cell!r}, too large for single precision; correct it, or give another unit")
     return value
 
 
@@ -312,7 +319,8 @@ def require_labels(records: Sequence[SlideRecord], target: TargetSpec) -> None:
 
 
 def require_learnable(train: Sequence[SlideRecord], target: TargetSpec) -> None:
-    """Refuse training slides from which nothing can be learned: of one class or number, or without an event.
+    """Refuse training slides from which nothing can be learned: of one class or number, of numbers
+    that hardly differ, or without an event.
 
     Raises:
         ManifestError: If it is so.
@@ -332,3 +340,10 @@ def require_learnable(train: Sequence[SlideRecord], target: TargetSpec) -> None:
             f"all {len(train)} training slides have {what} of task.target={target.name}, "
             + remedy.format("grades" if target.is_grade else "values")
         )
+    elif target.kind == "regression":
+        numbers = np.array(values)
+        if numbers.std() < _LEAST_SPREAD * (largest := np.abs(numbers).max()):
+            raise ManifestError(
+                f"column {target.columns[0]}: the training slides have numbers up to {largest:g}, but a standard deviation "
+                f"of {numbers.std():g}, too little for single precision; subtract the same number from all"
+            )

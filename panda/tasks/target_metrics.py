@@ -19,6 +19,8 @@ Statistics = dict[str, Callable[[Numbers], Numbers]]
 """Name of a score to its computation from `times`."""
 
 _ROWS_AT_ONCE = 512
+_NOISE = 1e-14
+"""Variance over mean square up to which numbers are equal: that of rounding to single precision is 1e-15."""
 
 
 def compute_errors(given: Numbers, predicted: Numbers, times: Numbers) -> tuple[Numbers, Numbers]:
@@ -26,6 +28,8 @@ def compute_errors(given: Numbers, predicted: Numbers, times: Numbers) -> tuple[
 
     R² is undefined if all given numbers are equal.
     """
+    if len(given):
+        given, predicted = given - given[0], predicted - given[0]  # squares of large numbers would hide their spread
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = times @ given / times.sum(axis=-1)
         spread = times @ given**2 - times.sum(axis=-1) * mean**2
@@ -43,7 +47,7 @@ def compute_correlation(one: Numbers, other: Numbers, times: Numbers) -> Numbers
         a, b = (side - (times * side).sum(axis=-1, keepdims=True) / count for side in (one, other))
         squares = [(times * side**2).sum(axis=-1) for side in (a, b)]
         scale = [(times * side**2).sum(axis=-1) for side in (one, other)]
-        known = (squares[0] > 1e-12 * scale[0]) & (squares[1] > 1e-12 * scale[1])
+        known = (squares[0] > _NOISE * scale[0]) & (squares[1] > _NOISE * scale[1])
         return np.where(known, (times * a * b).sum(axis=-1) / np.sqrt(squares[0] * squares[1]), np.nan)
 
 
