@@ -2,6 +2,7 @@
 
 import copy
 import json
+import subprocess
 import sys
 from typing import Any
 
@@ -131,3 +132,12 @@ def test_torchmil_not_installed_names_extra(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "torchmil.models", None)
     with pytest.raises(OptionError, match=r"torchmil is not installed; give pip install 'panda-wsi\[mil\]'"):
         net({"name": "ABMIL"})
+
+
+def test_torchmil_model_is_built_first_on_the_meta_device() -> None:
+    code = (
+        "import torch; from panda.models.mil import MILNet; torch.set_default_device('meta'); "
+        "print(next(MILNet(None, feature_dim=4, num_classes=2, pooling='torchmil').parameters()).device)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "meta", done.stderr

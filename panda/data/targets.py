@@ -319,8 +319,7 @@ def require_labels(records: Sequence[SlideRecord], target: TargetSpec) -> None:
 
 
 def require_learnable(train: Sequence[SlideRecord], target: TargetSpec) -> None:
-    """Refuse training slides from which nothing can be learned: of one class or number, of numbers
-    that hardly differ, or without an event.
+    """Refuse training slides from which nothing can be learned: of one class, of equal numbers, or without an event.
 
     Raises:
         ManifestError: If it is so.
@@ -344,6 +343,6 @@ def require_learnable(train: Sequence[SlideRecord], target: TargetSpec) -> None:
         numbers = np.array(values)
         if numbers.std() < _LEAST_SPREAD * (largest := np.abs(numbers).max()):
             raise ManifestError(
-                f"column {target.columns[0]}: the training slides have numbers up to {largest:g}, but a standard deviation "
-                f"of {numbers.std():g}, too little for single precision; subtract the same number from all"
+                f"column {target.columns[0]}: the training slides have numbers up to {largest:g}, but a standard "
+                f"deviation of {numbers.std():g}, too little for single precision; subtract the same number from all"
             )

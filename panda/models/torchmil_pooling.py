@@ -85,7 +85,8 @@ def _build(name: str, features: int, options: dict[str, Any]) -> nn.Module:
     if name not in _CLASSIFIERS:
         raise OptionError(f"pooling_options.name={name}: give {' or '.join(_CLASSIFIERS)}{suggest(name, _CLASSIFIERS)}")
     try:
-        kind: Any = getattr(importlib.import_module("torchmil.models"), name)
+        with torch.device("cpu"):  # its first import computes numbers, which fails on the meta device of a reader
+            kind: Any = getattr(importlib.import_module("torchmil.models"), name)
     except ImportError as error:
         raise OptionError(
             f"pooling_options.name={name}: torchmil is not installed; give pip install 'panda-wsi[mil]'"
