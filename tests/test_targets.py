@@ -90,6 +90,7 @@ def test_grade_and_provider_are_columns_too() -> None:
         ("word", "ordinal", {}, r"give the order of the classes of word, task\.classes=\[high,low\]"),
         ("code", "classes", {}, r"the column has 4 classes on 4 slides, as ids have"),
         ("hole", "classes", {}, r"column hole has 'NA': leave the cell empty"),
+        ("two", "classes", {}, r"column two has '1' and '1\.0', which are one number: write it in one way"),
         ("same", "classes", {}, r"only 'x', so there is nothing to learn"),
         ("none", "classes", {}, r"has no value"),
     ],
@@ -98,6 +99,7 @@ def test_find_target_wrong_keys_or_columns_raise(name: str, kind: str, keys: dic
     records = make_records(
         ki67=["1", "2", "3", "4"], months=["1", "2", "3", "4"], dead=["0", "1", "0", "1"], word=["low", "high"] * 2,
         code=["p1", "p2", "p3", "p4"], hole=["a", "b", "NA", "a"], same=["x"] * 4, none=[""] * 4,
+        two=["1", "1.0"] * 2,
     )  # fmt: skip
     with pytest.raises(ManifestError, match=fault):
         find(records, name, kind, **keys)

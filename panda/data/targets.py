@@ -268,6 +268,11 @@ def _find_classes(
             f"column {column} has {', '.join(map(repr, unknown))}: leave the cell empty if it is unknown, or name all "
             "classes in order with task.classes=[…]"
         )
+    if same := _find_equal_numbers(found):
+        raise ManifestError(
+            f"column {column} has {' and '.join(map(repr, same))}, which are one number: write it in one way, or name "
+            "all classes in order with task.classes=[…]"
+        )
     if len(found) < 2:
         raise ManifestError(
             f"task.target={column}: the column has {'only ' + repr(found[0]) if found else 'no value'}, so there is "
@@ -286,6 +291,15 @@ def _find_classes(
             "lowest to the highest"
         )
     return tuple(found)
+
+
+def _find_equal_numbers(texts: Sequence[str]) -> list[str]:
+    """Return texts of one number, such as 1 and 1.0; empty if there are none."""
+    by_number: dict[float, list[str]] = {}
+    for text in texts:
+        if re.fullmatch(r"-?\d+(\.\d*)?", text, re.ASCII):
+            by_number.setdefault(float(text), []).append(text)
+    return next((same for same in by_number.values() if len(same) > 1), [])
 
 
 def require_labels(records: Sequence[SlideRecord], target: TargetSpec) -> None:
