@@ -75,7 +75,7 @@ def test_summarize_target_of_provider_equals_its_slides(target: TargetSpec) -> N
     assert found["slides"] == 40
 
 
-def test_summarize_target_classes_without_order_have_no_quadratic_kappa() -> None:
+def test_summarize_target_classes_without_order_have_no_qwk() -> None:
     assert (summarize(SCANNER)["qwk"], summarize(SCANNER)["qwk_interval"]) == (None, None)
     assert np.sum(summarize(SCANNER)["confusion"]) == 40
     assert summarize(SCANNER)["aurc"] is not None
@@ -121,7 +121,7 @@ def test_graded_slide_row_has_the_columns_of_its_kind() -> None:
     assert rows["ordinal"]["given_class"] == STAGE.classes[given]
 
 
-def test_grade_record_describes_a_class_by_name_and_a_number_by_digits() -> None:
+def test_grade_record_describes_class_by_name_number_by_digits() -> None:
     assert draw_slide(0, KI67).grade.describe_with_name().startswith("ki67 ")
     assert draw_slide(0, SURVIVAL).grade.describe_with_name().startswith("log hazard (os) ")
     assert draw_slide(0, STAGE).grade.describe() in STAGE.classes
