@@ -287,6 +287,15 @@ def test_feature_file_impossible_attribute_is_refused(tmp_path: Path) -> None:
         read_origin(path)
 
 
+def test_feature_file_of_another_version_is_refused(tmp_path: Path) -> None:
+    write_feature_file(tmp_path / "s.h5", make())
+    with h5py.File(tmp_path / "s.h5", "a") as file:
+        file.attrs["panda_features"] = 2
+    for read in (read_origin, read_feature_file):
+        with pytest.raises(ManifestError, match=r"s\.h5: panda_features is 2, but this program reads 1"):
+            read(tmp_path / "s.h5")
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("target_magnification", 0), ("target_magnification", "20x"), ("patch_size", np.inf)]
 )

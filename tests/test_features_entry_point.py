@@ -239,6 +239,12 @@ def test_features_edited_settings_are_refused(home: Path, extract: Extract) -> N
         extract("slides=slides/a.tiff")
 
 
+def test_features_output_that_is_a_file_is_refused(home: Path) -> None:
+    (home / "out").write_text("mine")
+    assert "output=out is a file; give a folder" in find_faults(*OWN, "output=out")
+    assert (home / "out").read_text() == "mine"
+
+
 def test_features_pictures_are_on_the_page(home: Path, extract: Extract) -> None:
     extract("pictures=true", "slides=slides/a.tiff")
     assert (home / "out" / "slides" / "a.jpg").read_bytes()[:2] == b"\xff\xd8"

@@ -180,7 +180,9 @@ class FeaturesConfig(SlideSettings):
     def _check_folder(self) -> Iterator[str]:
         # A folder without other features needs no comparison, which takes the hash of all weights.
         folder, known = Path(self.run_dir), self.encoder_weights not in DOWNLOADED
-        if known and (folder / SUMMARY).exists():
+        if folder.exists() and not folder.is_dir():
+            yield f"output={folder} is a file; give a folder"
+        elif known and (folder / SUMMARY).exists():
             yield from filter(None, [FeatureFolder(folder, self.describe(self.network)).find_fault()])
 
     @rule

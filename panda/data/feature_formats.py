@@ -97,7 +97,12 @@ class Hdf5File:
         if (kind := of_file.get("feat_type", "tile")) != "tile":
             raise ManifestError(f"{self.path}: has features of a {kind} (feat_type), but those of tiles are needed")
         format: FeatureFormat
-        if "panda_features" in of_file:
+        if (version := of_file.get("panda_features")) is not None:
+            if version != VERSION:
+                raise ManifestError(
+                    f"{self.path}: panda_features is {version}, but this program reads {VERSION}; encode the slide "
+                    "again, or read it with the program that wrote it"
+                )
             format = "stamp" if self._is_stamp else "panda"
             stated = of_features
         elif self._is_stamp:
