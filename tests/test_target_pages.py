@@ -52,10 +52,28 @@ def make_run(folder: Path, target: TargetSpec, slides: range = range(20), **chan
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        (STAGE, ("Quadratic weighted κ", "Balanced accuracy", "low", "Given and predicted")),
+        (
+            STAGE,
+            (
+                f"Learned <b>{STAGE.name} (ordinal of ",
+                "Quadratic weighted κ",
+                "Balanced accuracy",
+                "low",
+                "Given and predicted",
+            ),
+        ),
         (SCANNER, ("AUROC, a class against the others", "Cohen", "Slides with a wrong class come first")),
         (KI67, ("R²", "Mean absolute error", "ki67, predicted and given", "furthest from the given number")),
-        (SURVIVAL, ("Concordance index", "Kaplan and Meier", "highest predicted risk come first", "months")),
+        (
+            SURVIVAL,
+            (
+                f"(survival of {SURVIVAL.columns[0]} and ",
+                "Concordance index",
+                "Kaplan and Meier",
+                "highest predicted risk come first",
+                "months",
+            ),
+        ),
     ],
 )
 def test_run_page_has_the_figures_of_its_kind_and_no_grade(

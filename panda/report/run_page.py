@@ -228,6 +228,13 @@ def _draw_threshold_chart(run_dir: Path, threshold: float | None) -> Markup:
     return draw_lines(title, [line], "threshold", y_range=(0.0, 1.0), mark=mark, size=(760, 300))
 
 
+def _describe_target(summary: RunSummary) -> str:
+    """Return what a grading learned, with its kind and columns; empty for a segmentation."""
+    if not isinstance(summary, GradingSummary):
+        return ""
+    return summary.target.title if summary.target.is_grade else summary.target.describe_source()
+
+
 def _describe_features(summary: RunSummary) -> str:
     """Return what made the features that a grading learned from; empty if it read the pixels of slides."""
     origin = summary.tiles.get("origin") if isinstance(summary, GradingSummary) else None
@@ -246,6 +253,7 @@ def _lay_out_summary(summary: RunSummary) -> dict[str, Any]:
             ("Made", summary.created.replace("T", " ").removesuffix("Z")),
             ("Seed", format_value(summary.seed, "text")),
             ("Device", summary.device),
+            ("Learned", _describe_target(summary)),
             ("Tiles", _describe_features(summary)),
             ("Colours", format_value(summary.data.colours, "text")),
             ("Took", format_value(summary.seconds, "seconds")),
