@@ -154,7 +154,11 @@ def test_grading_predictor_reads_stored_features(tmp_path: Path, monkeypatch: py
             FeatureStore(network, SETTINGS, tmp_path / "patches").encode(slide, TileBag(slide.path, coords, view, 64))
         encoded.clear()
         found = grader.grade(slide, tissue, None)
-    assert encoded == ([] if frozen else [3])
+        assert encoded == ([] if frozen else [3])
+        monkeypatch.setattr(MILNet, "compute_contributions", None)
+        unseen = grader.grade(slide, tissue, None, shown=0)
+    assert unseen.record == found.record.drop_tiles()
+    assert len(unseen.shown) == 0
     assert found.record.probabilities == pytest.approx(alone.record.probabilities, abs=1e-6)
 
 

@@ -79,7 +79,7 @@ class FeatureGrading:
         if slide_id in self.grader.known:
             grade, file = self.grader.known[slide_id][1], read_feature_file(path)
         else:
-            grade, file = self.grader.grade(path)
+            grade, file = self.grader.grade(path, shown=self.folder is not None)
         if self.folder is None:
             return grade.drop_tiles(), file.origin
         own = self.folder / slide_id

@@ -41,10 +41,13 @@ class FeatureGrader(BagGrader):
         """Read the checkpoint at `path`."""
         return cls(read_checkpoint(path, GradingMetadata), settings)
 
-    def grade(self, path: Path) -> tuple[GradeRecord, FeatureFile]:
-        """Grade the slide of a feature file; return the content of the file too, see `encode`."""
+    def grade(self, path: Path, *, shown: bool = True) -> tuple[GradeRecord, FeatureFile]:
+        """Grade the slide of a feature file; return the content of the file too, see `encode`.
+
+        The grade has no tiles if they are not shown.
+        """
         bag, file = self.encode(path, self.metadata.tiles.k)
-        return self.grade_features(bag.features, bag.coords, bag.tile_side_px), file
+        return self.grade_features(bag.features, bag.coords if shown else None, bag.tile_side_px), file
 
     def encode(self, path: Path, k: int) -> tuple[SlideBag, FeatureFile]:
         """Draw at most k tiles of a feature file; return the content of the file too.

@@ -149,11 +149,12 @@ class BagGrader:
 
         Args:
             features: Output of the encoder, (K, D).
-            coords: Upper left corners of the tiles, (K, 2), level-0 px; None if they are unknown.
+            coords: Upper left corners of the tiles, (K, 2), level-0 px; None if they are unknown or nobody sees them.
             tile_side_px: Side of a tile, level-0 px; None if it is unknown.
 
         Returns:
-            The grade; its tiles are in the order of the features, and there are none without coordinates.
+            The grade; its tiles are in the order of the features. Without coordinates there are none, and their
+            contributions are not computed, which can take minutes (`MILNet.compute_contributions`).
         """
         target = self.metadata.target
         feats = torch.from_numpy(features).to(self.settings.torch_device)
@@ -161,18 +162,20 @@ class BagGrader:
             logits, weights = self.network.aggregate(feats)
             output = convert_output(logits.double(), self.metadata)
             predicted = int(output.argmax()) if target.has_classes else 0
-            contributions = self.network.compute_contributions(feats, predicted).cpu().numpy()
-        if (scale := self.metadata.scale) is not None:
-            contributions = contributions * scale.sd
-        places = [] if coords is None else coords.tolist()
-        tiles = zip(places, weights.float().cpu().tolist(), contributions.tolist(), strict=coords is not None)
+            tiles: tuple[AttendedTile, ...] = ()
+            if coords is not None:
+                contributions = self.network.compute_contributions(feats, predicted)
+                if (scale := self.metadata.scale) is not None:
+                    contributions = contributions * scale.sd
+                rows = zip(coords.tolist(), weights.float().tolist(), contributions.tolist(), strict=True)
+                tiles = tuple(AttendedTile(x=x, y=y, attention=a, contribution=c) for (x, y), a, c in rows)
         record = GradeRecord(
             target=target,
             predicted=predicted if target.has_classes else output.item(),
             probabilities=tuple(output.tolist()) if target.has_classes else (),
             tile_side_px=tile_side_px,
             left_out=self.network.count_left_out(len(feats)),
-            tiles=tuple(AttendedTile(x=x, y=y, attention=a, contribution=c) for (x, y), a, c in tiles),
+            tiles=tiles,
         )
         choices = self.metadata.calibration, self.metadata.abstain_below
         return record.calibrate(*(choice.value if choice else None for choice in choices))
@@ -242,13 +245,13 @@ class GradingPredictor(BagGrader):
         """Grade one slide from its tiles, which need the canvas if they are guided.
 
         The label mask scores the attention and does not influence the grade. At most `shown` tiles are read again for
-        the pictures.
+        the pictures; with 0 the grade has no tiles.
         """
         if slide.slide_id in self.known:
             bag, record = self.known[slide.slide_id]
         else:
             bag = self.encode(slide, tissue, canvas, self.metadata.tiles.k)
-            record = self.grade_features(bag.features, bag.coords, bag.tile_side_px)
+            record = self.grade_features(bag.features, bag.coords if shown else None, bag.tile_side_px)
         side, view = self.tile_size, self.resolution.resolve(slide)
         coords = bag.coords
         assert coords is not None  # of tiles that were selected
