@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, NonNegativeFloat, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
@@ -47,6 +47,8 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 """A SHA-256."""
 Timestamp = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\+00:00|Z)$")]
 """ISO 8601 in seconds, UTC."""
+InSample = Literal["training", "validation"]
+"""Role of a slide in a training."""
 PathText = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$")]
 ShareEnds = Annotated[tuple[Share, Share], Field(strict=False), AfterValidator(_check_order)]
 """Low and high; read from a list, because JSON has no tuples."""

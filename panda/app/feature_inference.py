@@ -13,8 +13,8 @@ from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
 from panda.app.feature_grading import FeatureGrading
 from panda.app.inference_config import FeatureInferenceConfig
 from panda.data.failures import Failure, write_failures
-from panda.data.feature_files import FeatureOrigin
 from panda.data.feature_folder import list_unknown
+from panda.data.feature_origin import FeatureOrigin
 from panda.errors import PandaError
 from panda.inference.feature_grader import FeatureGrader
 from panda.inference.grade import list_grade_columns

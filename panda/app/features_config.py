@@ -14,7 +14,7 @@ from pydantic import Field
 from panda.app.encoder_choice import USUAL_MPP, describe_scale, find_encoder
 from panda.app.hydra_job import find_idle_faults
 from panda.app.inference_slides import FoundSlides, find_slides
-from panda.data.feature_files import FeatureFormat
+from panda.data.feature_origin import FeatureFormat
 from panda.data.settings import SlideSettings
 from panda.errors import ConfigError
 from panda.inference.compute import EngineSettings

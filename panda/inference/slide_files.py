@@ -17,7 +17,7 @@ from panda.inference.quantify import Measurements, Quantification, QuantifySetti
 from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
 from panda.inference.slide_result import RESULT_FILE, LabelMetrics, Provenance, SlideResult
-from panda.tasks.metadata import InSample
+from panda.stored import InSample
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.levels import describe_frame

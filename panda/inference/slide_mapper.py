@@ -23,7 +23,7 @@ from panda.inference.quantify import QuantifySettings
 from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_files import SlideFiles
 from panda.inference.slide_result import LABEL_METRICS, LabelMetrics, Provenance, SlideResult
-from panda.tasks.metadata import InSample
+from panda.stored import InSample
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.stain_normalization import STAIN_RULES

@@ -14,8 +14,7 @@ from panda.files import fingerprint, write_json
 from panda.inference.grade import GradeRecord, RuleGrade, list_grade_columns
 from panda.inference.modes import TTA, Precision
 from panda.inference.quantify import Measurements, QuantifySettings
-from panda.stored import Digest, PathText, Plain, Share, read_model
-from panda.tasks.metadata import InSample
+from panda.stored import Digest, InSample, PathText, Plain, Share, read_model
 from panda.wsi.levels import describe_frame
 from panda.wsi.mpp import MppSource, SlideMpp
 from panda.wsi.readers import ReaderName

@@ -8,7 +8,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, PositiveInt, TypeAdapter
 
-from panda.data.feature_files import FeatureOrigin
+from panda.data.feature_origin import FeatureOrigin
 from panda.data.targets import Target, TargetSpec
 from panda.files import write_json
 from panda.report.grade_notes import describe_uncertain

@@ -13,11 +13,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from panda.data.feature_files import FeatureOrigin
+from panda.data.feature_origin import FeatureOrigin
 from panda.data.patients import BagUnit
 from panda.data.targets import Target
 from panda.errors import SlideError
-from panda.stored import Digest, PatchSide, Plain, Share
+from panda.stored import Digest, InSample, PatchSide, Plain, Share
 from panda.tasks.calibration import Temperature
 from panda.tasks.gleason_search import GleasonRuleChoice
 from panda.tasks.grade_calibration import AbstentionChoice
@@ -30,8 +30,6 @@ from panda.wsi.slide import ResolutionRequest, Slide
 from panda.wsi.stain_normalization import NormalizeName
 
 Task = Literal["segmentation", "grading"]
-InSample = Literal["training", "validation"]
-"""Role of a slide in a training."""
 
 SlideIds = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)]
 """Read from a list, because JSON and checkpoints have no tuples."""
