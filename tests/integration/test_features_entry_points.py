@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import pytest
 
 import panda.app.features  # noqa: F401 - its import is not part of a time below
 from panda.data.feature_files import read_feature_file
+from panda.files import hold_lock
 from tests.integration.entry_points import REPOSITORY, run_entry_point, table
 from tests.panda_folder import make_folder
 from tests.pyramids import write_pyramid
@@ -56,10 +59,14 @@ def start(home: Path, out: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_file(process: subprocess.Popen[str], folder: Path) -> None:
-    """Wait until the first slide has its features."""
-    while not list(folder.glob("[!.]*.h5")) and process.poll() is None:
-        time.sleep(0.005)
+@contextlib.contextmanager
+def start_and_hold(home: Path, out: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a command and yield it when the first slide has its features. It cannot do the last one before the end."""
+    with hold_lock(home / out / f"{NAMES[-1]}.h5"):
+        process = start(home, out)
+        while not list((home / out).glob("[!.]*.h5")) and process.poll() is None:
+            time.sleep(0.005)
+        yield process
 
 
 def read_readme_command() -> list[str]:
@@ -111,9 +118,8 @@ def test_features_multirun_gives_each_encoder_a_folder(home: Path, whole: Path) 
 
 @pytest.mark.slow
 def test_features_killed_command_continues(home: Path, whole: Path) -> None:
-    process = start(home, "killed")
-    wait_for_file(process, home / "killed")
-    process.kill()
+    with start_and_hold(home, "killed") as process:
+        process.kill()
     process.communicate()
     left = {path.stem: path.stat().st_mtime_ns for path in (home / "killed").glob("[!.]*.h5")}
     assert 0 < len(left) < len(NAMES)
@@ -128,9 +134,8 @@ def test_features_killed_command_continues(home: Path, whole: Path) -> None:
 
 @pytest.mark.slow
 def test_features_interrupted_command_says_how_to_continue(home: Path, whole: Path) -> None:
-    process = start(home, "stopped")
-    wait_for_file(process, home / "stopped")
-    process.send_signal(signal.SIGINT)
+    with start_and_hold(home, "stopped") as process:
+        process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130, said[-3000:]
     assert "the same command continues from there" in said
