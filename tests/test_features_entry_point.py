@@ -138,7 +138,7 @@ def test_features_other_settings_are_refused_and_change_nothing(home: Path, extr
         "min_tissue=0.5": "min_tissue=0.25 (now 0.5)",
         "engine.precision=bf16": "precision=fp32 (now bf16)",
     }.items():
-        with pytest.raises(ConfigError, match="give an output of its own, or remove that folder") as caught:
+        with pytest.raises(ConfigError, match="remove the folder out, or give an output of its own") as caught:
             extract(override)
         assert said in str(caught.value)
     assert {path: path.stat().st_mtime_ns for path in (home / "out").rglob("*")} == before
@@ -235,7 +235,7 @@ def test_features_edited_record_is_made_again(
 def test_features_edited_settings_are_refused(home: Path, extract: Extract) -> None:
     extract("slides=slides/a.tiff")
     (home / "out" / "features.json").write_text("{}")
-    with pytest.raises(ConfigError, match="give an output of its own, or remove that folder"):
+    with pytest.raises(ConfigError, match="remove the folder out, or give an output of its own"):
         extract("slides=slides/a.tiff")
 
 

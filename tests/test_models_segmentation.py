@@ -69,7 +69,9 @@ def test_segmenter_channels_of_classes_are_restored() -> None:
         assert Segmenter(**network.options)(torch.rand(2, 3, 32, 32)).shape == (2, 4, 32, 32)
 
 
-@pytest.mark.parametrize("option", sorted({path.stem for path in (CONF / "model").glob("[!m]*.yaml")} - {"fm_decoder"}))
+@pytest.mark.parametrize(
+    "option", sorted({path.stem for path in (CONF / "model").glob("[!m]*.yaml")} - {"fm_decoder", "torchmil"})
+)
 @pytest.mark.parametrize("encoder", ["resnet18", "efficientnet-b0", "mit_b0", "tu-convnext_atto"])
 def test_segmenter_every_model_takes_encoders_of_all_families(option: str, encoder: str) -> None:
     if (option, encoder) == ("unetplusplus", "mit_b0"):

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from panda.data.feature_files import FeatureFormat, FeatureOrigin, name_feature_file, name_other_file
 from panda.data.slide_entry import FileIdentity
 from panda.errors import ConfigError, PandaError
-from panda.files import fingerprint, hold_lock, write_json
+from panda.files import advise_removal, fingerprint, hold_lock, write_json
 from panda.settings import format_value
 from panda.stored import Digest, PatchSide, PathText, Plain, Timestamp, read_model
 from panda.tasks.figures import make_timestamp
@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 SUMMARY, RECORDS = "features.json", "slides"
 VERSION = 1
 """To be raised by each change that gives other features; folders made before are refused then."""
-_OTHER = "give an output of its own, or remove that folder"
-_REMEDY = f"it was edited or written by another version: {_OTHER}"
 _RECORD_REMEDY = "it was edited or written by another version: the tiles of the slide are encoded again"
 
 
@@ -132,7 +130,12 @@ def read_summary(folder: Path) -> FeatureSummary:
         FileNotFoundError: If it has none.
         PandaError: If the file was edited or written by another version.
     """
-    return read_model(folder / SUMMARY, TypeAdapter(FeatureSummary), _REMEDY)
+    remedy = f"it was edited or written by another version: {_advise(folder)}"
+    return read_model(folder / SUMMARY, TypeAdapter(FeatureSummary), remedy)
+
+
+def _advise(folder: Path) -> str:
+    return advise_removal(folder, SUMMARY, "give an output of its own")
 
 
 class FeatureRecord(Plain, frozen=True):
@@ -193,7 +196,7 @@ class FeatureFolder:
         except PandaError as error:
             return str(error)
         if other := before.describe_difference(self.settings):
-            return f"output={self.path} has features of other settings: {other}; {_OTHER}"
+            return f"output={self.path} has features of other settings: {other}; {_advise(self.path)}"
         return None
 
     def write_summary(self, device: str, notes: Sequence[str]) -> None:
