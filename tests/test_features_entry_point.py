@@ -23,7 +23,7 @@ from panda.data.feature_files import (
 from panda.errors import ConfigError
 from panda.inference import feature_extraction
 from panda.inference.compute import EngineSettings
-from panda.inference.feature_folder import FeatureRecord
+from panda.inference.feature_output import FeatureRecord
 from panda.inference.features import TileBag, TileEncoder, encode_tiles
 from panda.models.mil import MILNet
 from panda.wsi.grid import tissue_grid

@@ -17,7 +17,7 @@ from panda.app.features_config import DOWNLOADED, FeaturesConfig
 from panda.data.failures import record_failure
 from panda.errors import ConfigError
 from panda.inference.feature_extraction import FeatureExtractor
-from panda.inference.feature_folder import FeatureFolder, FeatureRecord
+from panda.inference.feature_output import FeatureOutput, FeatureRecord
 from panda.inference.feature_tables import FeatureTables
 from panda.inference.features import TileEncoder
 from panda.report.features_page import write_features_page
@@ -46,7 +46,7 @@ def extract_features(cfg: DictConfig) -> list[FeatureRecord]:
     config = check(cfg)
     paths, passed_over = config.slide_list
     network = config.build_network(config.encoder_weights) if config.encoder_weights in DOWNLOADED else config.network
-    folder = FeatureFolder(Path(config.run_dir), config.describe(network), config.mpp_override)
+    folder = FeatureOutput(Path(config.run_dir), config.describe(network), config.mpp_override)
     if fault := folder.find_fault():  # the check did not know weights that are downloaded
         raise ConfigError(fault)
     encoder = TileEncoder(network, config.compute)

@@ -18,7 +18,7 @@ from panda.data.feature_origin import FeatureFormat
 from panda.data.settings import SlideSettings
 from panda.errors import ConfigError
 from panda.inference.compute import EngineSettings
-from panda.inference.feature_folder import SUMMARY, FeatureFolder, FeatureSettings, TilePlan
+from panda.inference.feature_output import SUMMARY, FeatureOutput, FeatureSettings, TilePlan
 from panda.inference.feature_store import describe_encoder
 from panda.inference.modes import Precision
 from panda.models.encoder_cards import EncoderCard
@@ -183,7 +183,7 @@ class FeaturesConfig(SlideSettings):
         if folder.exists() and not folder.is_dir():
             yield f"output={folder} is a file; give a folder"
         elif known and (folder / SUMMARY).exists():
-            yield from filter(None, [FeatureFolder(folder, self.describe(self.network)).find_fault()])
+            yield from filter(None, [FeatureOutput(folder, self.describe(self.network)).find_fault()])
 
     @rule
     def _check_idle_keys(self) -> Iterator[str]:

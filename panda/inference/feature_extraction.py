@@ -16,7 +16,7 @@ from panda.data.feature_files import write_feature_file
 from panda.data.slide_entry import FileIdentity
 from panda.errors import LockedError, SlideError
 from panda.files import fingerprint, hold_lock
-from panda.inference.feature_folder import RECORDS, FeatureFolder, FeatureRecord
+from panda.inference.feature_output import RECORDS, FeatureOutput, FeatureRecord
 from panda.inference.feature_store import describe_features
 from panda.inference.features import BagInProgress, TileBag, TileEncoder, encode_bags
 from panda.inference.tile_pictures import write_tile_picture
@@ -69,7 +69,7 @@ class FeatureExtractor:
     def __init__(
         self,
         encoder: TileEncoder,
-        folder: FeatureFolder,
+        folder: FeatureOutput,
         options: SlideOptions,
         on_slide: OnSlide,
         on_tiles: Callable[[int], None],

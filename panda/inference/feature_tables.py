@@ -8,7 +8,7 @@ from typing import Any
 
 from panda.data.failures import FAILURE_COLUMNS, Failure
 from panda.files import hold_lock
-from panda.inference.feature_folder import FeatureFolder, FeatureRecord
+from panda.inference.feature_output import FeatureOutput, FeatureRecord
 from panda.tables import read_output_table, write_table
 
 TABLE, FAILURES = "features.csv", "failures.csv"
@@ -22,7 +22,7 @@ class FeatureTables:
     `done` and `failed` are of this run.
     """
 
-    folder: FeatureFolder
+    folder: FeatureOutput
     done: dict[str, FeatureRecord] = field(default_factory=dict)
     failed: dict[str, Failure] = field(default_factory=dict)
     earlier: dict[str, FeatureRecord] = field(init=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from panda.inference.feature_folder import RECORDS, SUMMARY, FeatureSummary, read_summary
+from panda.inference.feature_output import RECORDS, SUMMARY, FeatureSummary, read_summary
 from panda.inference.feature_tables import FAILURES, TABLE
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import Row, make_link, parse_number, read_picture, try_read

@@ -174,7 +174,7 @@ class FeatureRecord(Plain, frozen=True):
 
 
 @dataclass(frozen=True)
-class FeatureFolder:
+class FeatureOutput:
     """The files of an extraction. Files of other settings are refused, never mixed in or replaced.
 
     Attributes:
