@@ -1,4 +1,4 @@
-"""Folders of feature files from which the grade of a slide can be told."""
+"""Folders of feature files whose features determine the grade of a slide."""
 
 from __future__ import annotations
 

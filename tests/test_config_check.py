@@ -107,7 +107,7 @@ def test_check_config_every_option_passes(group: str, option: str, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["train", "infer", "audit", "features"])
 def test_conf_no_plain_key_has_the_name_of_a_folder(name: str) -> None:
-    """Hydra takes `KEY=VALUE` for the choice of a group if `conf/KEY` exists, whatever the key is for."""
+    """Hydra takes `KEY=VALUE` for the choice of a group if `conf/KEY` exists."""
     content: Any = OmegaConf.load(CONF / f"{name}.yaml")
     folders = {path.name for path in CONF.iterdir() if path.is_dir()}
     groups = {str(key).split()[-1].split("@")[0] for choice in content.defaults if choice != "_self_" for key in choice}

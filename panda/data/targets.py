@@ -84,6 +84,11 @@ class TargetSpec(Plain, frozen=True):
             return named[self.name]
         return f"log hazard ({self.name})" if self.kind == "survival" else self.name
 
+    @property
+    def predicted_column(self) -> str:
+        """Column of the prediction in the tables of an inference."""
+        return f"{self.name}_{'risk' if self.kind == 'survival' else 'predicted'}"
+
     def describe_source(self) -> str:
         """Return what is learned: `isup`, or name, kind, columns and classes of a column."""
         if self.is_grade:

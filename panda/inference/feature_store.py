@@ -94,12 +94,11 @@ class FeatureStore:
         network: A network with a frozen encoder; it is moved to the device of `settings`.
         settings: Device and precision.
         folder: Parent folder of the files.
-        encoder: Name of the encoder in the files; None is that of its weights on the hub, or of its architecture.
     """
 
-    def __init__(self, network: MILNet, settings: EngineSettings, folder: Path, encoder: str | None = None) -> None:
+    def __init__(self, network: MILNet, settings: EngineSettings, folder: Path) -> None:
         self.encoder = TileEncoder(network, settings)
-        self._origin = describe_encoder(network, settings.precision, encoder)
+        self._origin = describe_encoder(network, settings.precision)
         self.fingerprint = fingerprint(
             {"rules": VERSION, "weights": self._origin.weights, "precision": settings.precision}
             | {key: network.options[key] for key in ("encoder", "mean", "std")}

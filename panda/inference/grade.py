@@ -148,9 +148,7 @@ def list_grade_columns(target: TargetSpec, grade: GradeRecord | None) -> dict[st
     if grade is not None:
         by_name = target.has_classes and not target.is_grade
         found = grade.describe() if by_name else grade.predicted
-    row: dict[str, str | float | None] = {
-        f"{target.name}_{'risk' if target.kind == 'survival' else 'predicted'}": found
-    }
+    row: dict[str, str | float | None] = {target.predicted_column: found}
     if target.is_grade:
         return row | {f"p{k}": p for k, p in enumerate(grade.probabilities if grade else ())}
     shares = grade.probabilities if grade else [None] * len(target.classes)

@@ -79,12 +79,14 @@ def write_grades_page(output: Path) -> Path:
     require_folder(output)
     summary, fault = try_read(FeatureInferenceSummary.read, output, GRADES_FILE)
     rows = read_output_table(output / GRADES_TABLE)
-    predicted = list(rows[0])[1] if rows and len(rows[0]) > 1 else ""
-    rows.sort(key=lambda row: -(parse_number(row.get(predicted)) or 0.0))
+    target = summary.target if summary else None
+    predicted = target.predicted_column if target else ""
+    ordered = target is not None and (target.is_grade or not target.has_classes)
+    if ordered:  # classes by name have no number in the table
+        rows.sort(key=lambda row: -(parse_number(row.get(predicted)) or 0.0))
     counts = {word: sum(row.get("in_sample") == word for row in rows) for word in _SEEN}
     columns = [key for key in (rows[0] if rows else ()) if key != "in_sample" or any(counts.values())]
     failures = make_failure_table(output / "failures.csv")
-    target = summary.target if summary else None
     return write_page(
         output / "report.html",
         "grades.html",
@@ -94,6 +96,7 @@ def write_grades_page(output: Path) -> Path:
         seen=[text.format(counts[word]) for word, text in _SEEN.items() if counts[word]],
         notes=[*(summary.notes if summary else [fault]), *filter(None, [describe_uncertain(rows)])],
         cards=_make_cards([row.get(predicted, "") for row in rows], target, len(failures.rows)),
+        ordered=ordered,
         slides=make_slide_table(rows, columns, output, _WHY),
         failures=failures,
         facts=_list_facts(summary) if summary else [],
