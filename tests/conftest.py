@@ -3,6 +3,7 @@
 import logging
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hypothesis import settings
 
 import panda  # noqa: F401 (before a test imports albumentations)
+from tests.slurm import Slurm, SlurmAbsentError, start_slurm
 
 # Property tests take the same examples each time; `--hypothesis-profile=default` searches for others.
 settings.register_profile("repeatable", derandomize=True)
@@ -56,6 +58,17 @@ def odd_slides() -> Path:
     if not root.is_dir():
         pytest.skip(f"the real slides are not there: {root}")
     return root
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    """Return a running SLURM of two nodes on this machine."""
+    with ExitStack() as stack:
+        try:
+            running = stack.enter_context(start_slurm())
+        except SlurmAbsentError as error:
+            pytest.skip(f"no SLURM can run here: {error}")
+        yield running
 
 
 @pytest.fixture
