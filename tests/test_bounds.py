@@ -12,11 +12,9 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from panda.app.feature_grading import move_tiles
-from panda.data.targets import ISUP
+from panda.data.feature_origin import FeatureFile, FeatureOrigin
 from panda.errors import MaskError
 from panda.inference.compute import EngineSettings
-from panda.inference.grade import AttendedTile, GradeRecord
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_mapper import SlideMapper
@@ -139,8 +137,9 @@ def test_mapped_slide_with_bounds_is_in_the_frame_of_qupath(tmp_path: Path, path
 
 def test_tiles_of_feature_file_are_moved_to_the_slide(path: Path) -> None:
     """A feature file has coordinates of the whole file, as OpenSlide has them."""
-    tile = AttendedTile(x=X + 64, y=Y + 32, attention=1.0, contribution=0.0)
-    grade = GradeRecord(target=ISUP, predicted=0, probabilities=(1.0,), tiles=(tile,))
+    origin = FeatureOrigin(format="panda", dim=1, tile_px0=64)
+    file = FeatureFile(path.stem, np.zeros((1, 1), np.float32), np.array([[X + 64, Y + 32]]), origin)
     with Slide.open(path) as slide:
-        (moved,) = move_tiles(grade, slide).tiles
-    assert (moved.x, moved.y) == (64, 32)
+        placed = file.locate_tiles(slide)
+    assert placed is not None
+    assert (placed[0].tolist(), placed[1]) == ([[64, 32]], 64)

@@ -157,7 +157,7 @@ def test_grading_predictor_reads_stored_features(tmp_path: Path, monkeypatch: py
         assert encoded == ([] if frozen else [3])
         monkeypatch.setattr(MILNet, "compute_contributions", None)
         unseen = grader.grade(slide, tissue, None, shown=0)
-    assert unseen.record == found.record.drop_tiles()
+    assert unseen.record == found.record.model_copy(update={"tiles": (), "tile_side_px": None})
     assert len(unseen.shown) == 0
     assert found.record.probabilities == pytest.approx(alone.record.probabilities, abs=1e-6)
 

@@ -14,6 +14,7 @@ import torch
 
 from panda.app.grading import GradingExperiment
 from panda.app.grading_config import copy_encoder
+from panda.app.split_grading import grade_split
 from panda.data.bags import read_tiles
 from panda.data.bagset import BagItem
 from panda.data.manifest import SlideRecord
@@ -231,7 +232,7 @@ def test_grading_bad_mask_slide_is_still_graded(
         mask.write_bytes(b"II*\0 this is no mask")
     else:
         write_pyramid(mask, np.full((HEIGHT, WIDTH), code, np.uint8), (1, 2, 4), mpp=2.0)
-    found = grading._grade_slides(run, grader, [good, bad], "test")
+    found = grade_split(run, grading.cfg, grader, [good, bad], "test")
     assert (len(found), run.failures) == (2, [])
     assert sorted(map(str, opened)) == sorted([good.record.slide_id, bad.record.slide_id])
     grading._write_slides(run, {"test": found})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from panda.app.guidance import TileSettings
+from panda.app.patient_grading import BagPart
 from panda.data.bags import read_tiles
 from panda.data.bagset import BagItem
 from panda.data.failures import Failure
-from panda.data.feature_files import FeatureFile, FeatureOrigin, read_feature_file
+from panda.data.feature_files import FeatureFile, FeatureOrigin
 from panda.data.feature_folder import FeatureFolder
 from panda.data.manifest import SlideRecord
-from panda.errors import MaskError, SlideError
+from panda.errors import ManifestError, MaskError, SlideError
+from panda.inference.bag_grader import BagGrade
 from panda.inference.evaluate import open_label
 from panda.inference.feature_grader import FeatureGrader
 from panda.inference.grade import Grade, GradeRecord
@@ -48,6 +51,7 @@ class FeatureGrading:
         folder: Gets one folder per slide with its page and pictures. Attention is scored against label masks. If None,
             slides are only graded.
         unusable_masks: Faults of the label masks of slides that were graded without them.
+        origins: What made the features of the files that were read.
     """
 
     grader: FeatureGrader
@@ -55,81 +59,89 @@ class FeatureGrading:
     slide_options: SlideOptions
     folder: Path | None
     unusable_masks: list[str] = field(default_factory=list)
+    origins: list[FeatureOrigin] = field(default_factory=list)
 
     def grade_slide(self, record: SlideRecord, _: tqdm[Any]) -> tuple[SlideRecord, GradeRecord]:
-        """Grade the slide of a record, whose slide and mask need not exist."""
-        labelled = record if record.mask_path is not None and record.mask_path.is_file() else None
-        image = record.image_path if record.image_path.is_file() else None
-        return record, self.grade_file(record.slide_id, image, labelled)[0]
+        """Grade the slide of a record, whose slide and mask need not exist, and write its folder."""
+        file = self.read_tiles(record.slide_id, self.grader.metadata.tiles.k)
+        grade = self.grader.grade_features(file.features, shown=self.folder is not None)
+        return record, self.write_slide(record, file, grade)
 
-    def grade_file(
-        self, slide_id: str, image: Path | None, labelled: SlideRecord | None = None
-    ) -> tuple[GradeRecord, FeatureOrigin]:
-        """Grade the slide of a feature file, and write its folder.
+    def read_tiles(self, slide_id: str, k: int) -> FeatureFile:
+        """Read at most k tiles of the feature file of a slide."""
+        path = self.files[slide_id]
+        if slide_id in (".", "..") or not slide_id.isprintable():
+            raise ManifestError(f"{path}: its name cannot name a folder in the output; rename the file")
+        file = self.grader.encode(path, k)
+        self.origins.append(file.origin)
+        return file
+
+    def open_part(self, record: SlideRecord, k: int, _: tqdm[Any], __: ExitStack) -> BagPart:
+        """See `PatientGrading`: the part of a slide in the bag of its patient."""
+        file = self.read_tiles(record.slide_id, k)
+        return BagPart(file.features, lambda grade: self.write_slide(record, file, grade))
+
+    def write_slide(self, record: SlideRecord, file: FeatureFile, grade: BagGrade) -> GradeRecord:
+        """Write the folder of a graded slide, if there is one.
 
         Args:
-            slide_id: The slide.
-            image: The file of the slide, for pictures; None without one.
-            labelled: The record of the slide with its label mask, by which its attention is scored; None without one.
+            record: The slide. Its file and mask need not exist.
+            file: Its tiles.
+            grade: Their grade.
 
         Returns:
-            The grade, without its tiles, and what made the features.
+            The grade, without its tiles.
         """
-        path = self.files[slide_id]
-        if slide_id in self.grader.known:
-            grade, file = self.grader.known[slide_id][1], read_feature_file(path)
-        else:
-            grade, file = self.grader.grade(path, shown=self.folder is not None)
         if self.folder is None:
-            return grade.drop_tiles(), file.origin
-        own = self.folder / slide_id
+            return grade.record
+        own = self.folder / record.slide_id
         own.mkdir(parents=True, exist_ok=True)
         for name in ("attention.png", "attention_tiles.png", "slide.jpg"):
             (own / name).unlink(missing_ok=True)
-        facts = SlideFacts(slide_id=slide_id, grade=grade)
-        if not grade.tiles or grade.tile_side_px is None:
-            why = "coordinates" if not grade.tiles else "a size of tiles"
-            facts = facts.model_copy(update={"notes": (f"The feature file has no {why}, so no attention is drawn.",)})
-        elif image is None:
-            facts = self._draw_tiles(facts, grade, file, own, "The slide is not given")
+        if not record.image_path.is_file():
+            facts = self._draw_tiles(record, grade, file, own, "The slide is not given")
         else:
             try:
-                with self.slide_options.open(image, slide_id) as slide:
-                    facts = self._draw_slide(slide, grade, file, own, labelled)
+                with self.slide_options.open(record.image_path, record.slide_id) as slide:
+                    facts = self._draw_slide(slide, grade, file, own, record)
             except SlideError as error:
-                log.warning("%s is shown without its slide: %s", slide_id, error)
-                facts = self._draw_tiles(facts, grade, file, own, f"The slide cannot be shown ({error})")
+                log.warning("%s is shown without its slide: %s", record.slide_id, error)
+                facts = self._draw_tiles(record, grade, file, own, f"The slide cannot be shown ({error})")
         facts.write(own)
         write_slide_page(own)
-        return (facts.grade or grade).drop_tiles(), file.origin
+        return (facts.grade or grade.record).drop_tiles()
 
     def _draw_slide(
-        self, slide: Slide, grade: GradeRecord, file: FeatureFile, own: Path, labelled: SlideRecord | None
+        self, slide: Slide, graded: BagGrade, file: FeatureFile, own: Path, record: SlideRecord
     ) -> SlideFacts:
         """Draw the attention on the slide and the most attended tiles; score it if there is a label mask."""
-        grade = move_tiles(grade, slide)
-        assert grade.tile_side_px is not None
-        coords = np.array([(tile.x, tile.y) for tile in grade.tiles])
-        _check_places(slide, coords, self.files[slide.slide_id])
-        side = file.origin.tile_size or _SHOWN_PX
-        view = slide.choose_resolution(downsample=max(1.0, grade.tile_side_px / side))
-        side = round_px(grade.tile_side_px / view.downsample)
-        if labelled is not None and grade.target.is_grade:
-            grade = self._score(grade, slide, labelled, view, side)
-        first = np.argsort(-grade.attention, kind="stable")[:MOST_SHOWN]
-        shown = Grade(grade, np.stack(read_tiles(slide, coords[first], view, side, None)))
+        placed = file.locate_tiles(slide)
         image, overview = slide.overview()
-        write_slide(image, own)
-        write_attention(image, overview, shown, slide.slide_id, own / "attention.png")
-        draw_attention_tiles(shown, own / "attention_tiles.png")
-        return SlideFacts(
+        facts = SlideFacts(
             slide_id=slide.slide_id,
             mpp=slide.mpp,
             view_downsample=overview.downsample,
             bounds=slide.bounds,
             frame=describe_frame(slide.bounds),
-            grade=grade,
+            grade=graded.record,
         )
+        if placed is None:
+            write_slide(image, own)
+            return facts.model_copy(update={"notes": (_explain_unplaced(file),)})
+        coords, tile_side_px = placed
+        _check_places(slide, coords, self.files[slide.slide_id])
+        grade = graded.place_tiles(coords, tile_side_px)
+        side = file.origin.tile_size or _SHOWN_PX
+        view = slide.choose_resolution(downsample=max(1.0, tile_side_px / side))
+        side = max(1, round_px(tile_side_px / view.downsample))
+        if record.mask_path is not None and record.mask_path.is_file() and grade.target.is_grade:
+            grade = self._score(grade, slide, record, view, side)
+        first = np.argsort(-grade.attention, kind="stable")[:MOST_SHOWN]
+        shown = Grade(grade, np.stack(read_tiles(slide, coords[first], view, side, None)))
+        write_slide(image, own)
+        write_attention(image, overview, shown, slide.slide_id, own / "attention.png")
+        draw_attention_tiles(shown, own / "attention_tiles.png")
+        return facts.model_copy(update={"grade": grade})
 
     def _score(
         self, grade: GradeRecord, slide: Slide, labelled: SlideRecord, view: Resolution, side: int
@@ -145,32 +157,38 @@ class FeatureGrading:
             return grade
         return grade.model_copy(update={"against_label": scores})
 
-    def _draw_tiles(self, facts: SlideFacts, grade: GradeRecord, file: FeatureFile, own: Path, why: str) -> SlideFacts:
-        """Draw the attention for the tiles at their places on white."""
-        assert grade.tile_side_px is not None
-        coords = np.array([(tile.x, tile.y) for tile in grade.tiles])
-        start = np.minimum(coords.min(axis=0), 0)  # a file may have tiles that begin before the slide
-        width, height = (coords.max(axis=0) - start + grade.tile_side_px).tolist()
+    def _draw_tiles(self, record: SlideRecord, graded: BagGrade, file: FeatureFile, own: Path, why: str) -> SlideFacts:
+        """Draw the attention for the tiles at their places on white, if these need no slide."""
+        facts = SlideFacts(slide_id=record.slide_id, grade=graded.record)
+        side_px = file.origin.tile_px0
+        if file.coords is None or side_px is None:
+            unplaced = _explain_unplaced(file)
+            return facts.model_copy(update={"notes": (unplaced if file.places is None else f"{why}. {unplaced}",)})
+        grade = graded.place_tiles(file.coords, side_px)
+        start = np.minimum(file.coords.min(axis=0), 0)  # a file may have tiles that begin before the slide
+        width, height = (file.coords.max(axis=0) - start + side_px).tolist()
         downsample = max(1.0, max(width, height) / MAX_SIDE)
         size = ceil_px(width / downsample), ceil_px(height / downsample)
         side_um = file.origin.tile_um
-        um = None if side_um is None else side_um / grade.tile_side_px * downsample
+        um = None if side_um is None else side_um / side_px * downsample
         view = Resolution(downsample, *size, 0, 1.0, None if um is None else (um, um))
         white = np.full((view.height, view.width, 3), 255, np.uint8)
-        shown = Grade(_shift_tiles(grade, start), white[None, :0])
+        shown = Grade(graded.place_tiles(file.coords - start, side_px), white[None, :0])
         write_attention(white, view, shown, facts.slide_id, own / "attention.png")
-        return facts.model_copy(update={"notes": (f"{why}, so its tiles are drawn on white.",)})
+        return facts.model_copy(update={"grade": grade, "notes": (f"{why}, so its tiles are drawn on white.",)})
 
 
-def move_tiles(grade: GradeRecord, slide: Slide) -> GradeRecord:
-    """Move the tiles of a feature file, whose frame is the whole file of a slide, to the frame of the slide."""
-    return _shift_tiles(grade, np.array(slide.level_origins[0]))
-
-
-def _shift_tiles(grade: GradeRecord, origin: NDArray[np.int64]) -> GradeRecord:
-    x0, y0 = origin.tolist()
-    moved = [tile.model_copy(update={"x": tile.x - x0, "y": tile.y - y0}) for tile in grade.tiles]
-    return grade.model_copy(update={"tiles": tuple(moved)})
+def _explain_unplaced(file: FeatureFile) -> str:
+    """Return why no attention is drawn, in a sentence."""
+    if file.coords is None and file.places is None:
+        return "The feature file has no coordinates, so no attention is drawn."
+    if file.places is not None and file.places.kind == "corner_um":
+        return "The feature file has coordinates in µm, so no attention is drawn without a slide of known µm/px."
+    if file.origin.tile_um is not None:
+        return (
+            "The feature file has the size of its tiles in µm, so no attention is drawn without a slide of known µm/px."
+        )
+    return "The feature file has no size of tiles, so no attention is drawn."
 
 
 def _check_places(slide: Slide, coords: NDArray[np.int64], path: Path) -> None:

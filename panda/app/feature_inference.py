@@ -5,23 +5,20 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
 from panda.app.feature_grading import FeatureGrading
 from panda.app.inference_config import FeatureInferenceConfig
+from panda.app.patient_grading import PatientGrading
 from panda.data.failures import Failure, write_failures
 from panda.data.feature_folder import list_unknown
-from panda.data.feature_origin import FeatureOrigin
-from panda.errors import PandaError
 from panda.inference.feature_grader import FeatureGrader
-from panda.inference.grade import list_grade_columns
-from panda.inference.slide_loop import run_over_items
+from panda.inference.grade import GradeRecord, list_grade_columns
+from panda.inference.slide_loop import get_slide_id, run_over_items
 from panda.inference.slide_result import TableRow
 from panda.report.grades_page import GRADES_TABLE, FeatureInferenceSummary, write_grades_page
 from panda.report.inference_summary import LastRun
+from panda.stored import InSample
 from panda.tables import write_table
 from panda.tasks.figures import make_timestamp
 
@@ -42,26 +39,24 @@ def infer_from_features(config: FeatureInferenceConfig) -> None:
     log.info("features=%s: %d files, %d with their slides", config.features, len(files), len(files.keys() & images))
     grading = FeatureGrading(grader, files, config.slide_options, folder)
     failures: list[Failure] = []
-    origins: list[FeatureOrigin] = []
-
-    def grade(slide_id: str, _: tqdm[Any]) -> TableRow:
-        if slide_id in (".", "..") or not slide_id.isprintable():
-            raise PandaError(f"{files[slide_id]}: its name cannot name a folder in the output; rename the file")
-        record, origin = grading.grade_file(slide_id, images.get(slide_id))
-        origins.append(origin)
-        row: TableRow = {"slide_id": slide_id}
-        row |= list_grade_columns(record.target, record)
-        row |= record.list_confidence()
-        return row | {"in_sample": grader.metadata.find_role(slide_id)}
 
     def fail(failure: Failure) -> None:
         failures.append(failure)
         write_failures(folder / "failures.csv", failures)
 
     write_failures(folder / "failures.csv", failures)
-    rows = run_over_items(list(files), str, "grades", grade, fail)
+    if config.bags is None:
+        graded = dict(run_over_items(config.records, get_slide_id, "grades", grading.grade_slide, fail))
+    else:
+        patients = PatientGrading(grader, grading.open_part, "grades", fail, shown=True)
+        found = patients.grade_all(config.bags)
+        graded = {record: grade for name, grade in found.items() for record in config.bags[name]}
+    rows = [
+        _make_row(record.slide_id, grade, grader.metadata.find_role(record.slide_id))
+        for record, grade in graded.items()
+    ]
     write_table(folder / GRADES_TABLE, rows, None if rows else ["slide_id"])
-    notes = [*list_unknown(origins), *grader.list_bag_notes()]
+    notes = [*list_unknown(grading.origins), *(config.list_patient_notes() or grader.list_bag_notes())]
     if images and (absent := len(files.keys() - images)):
         notes.append(f"{absent} of {len(files)} slides are not among slides={config.slides}, so no picture shows them.")
     for note in notes:
@@ -82,3 +77,13 @@ def infer_from_features(config: FeatureInferenceConfig) -> None:
     if failures:
         but = "; the others are done" if rows else ""
         raise SomeSlidesFailed(f"{len(failures)} of {len(files)} slides failed: see {folder / 'failures.csv'}{but}")
+
+
+def _make_row(slide_id: str, grade: GradeRecord, role: InSample | None) -> TableRow:
+    """Return the row of a slide in the table of grades."""
+    row: TableRow = {"slide_id": slide_id}
+    if grade.patient is not None:
+        row["patient"] = grade.patient
+    row |= list_grade_columns(grade.target, grade)
+    row |= grade.list_confidence()
+    return row | {"in_sample": role}

@@ -13,12 +13,11 @@ from tqdm import tqdm
 
 from panda.app.confidence import UNCALIBRATED, freeze_confidence, measure_calibration
 from panda.app.dashboard import MAX_TILE_PICTURES, log_slides
-from panda.app.feature_grading import FeatureGrading, describe_tiles, find_feature_items
+from panda.app.feature_grading import describe_tiles, find_feature_items
 from panda.app.grading_config import SEGMENTATION_ENCODER, GradingConfig, copy_encoder, list_guided_splits
-from panda.app.patient_grading import PatientGrading
 from panda.app.run import Run, note_level
 from panda.app.slide_bags import make_items
-from panda.app.slide_grading import SlideGrading
+from panda.app.split_grading import grade_split, read_values
 from panda.data.bag_datamodule import BagDataModule
 from panda.data.bagset import BagItem, BagSettings
 from panda.data.failures import Failure
@@ -31,12 +30,10 @@ from panda.files import identity
 from panda.inference.feature_grader import FeatureGrader
 from panda.inference.feature_store import FeatureStore
 from panda.inference.features import TileBag
-from panda.inference.grade import GradeRecord
 from panda.inference.grader import GradingPredictor, select_tiles
 from panda.inference.grading_metrics import GradedSlide, summarize_grades, summarize_test_grades
-from panda.inference.slide_loop import get_slide_id, run_over_items, run_over_slides
+from panda.inference.slide_loop import run_over_slides
 from panda.inference.target_figures import summarize_target
-from panda.report.patient_table import PATIENTS_TABLE
 from panda.report.run_summary import GradingSummary
 from panda.tables import write_table
 from panda.tasks.grading import GradingTask
@@ -157,7 +154,7 @@ class GradingExperiment:
             run.notes.append(f"No confidence to abstain below was found, so every slide is graded: {abstention.note}.")
         graded_by_split = {"validation": frozen.validated if frozen else graded}
         if items.get("test"):
-            graded_by_split["test"] = self._grade_slides(run, self._load_grader(run), items["test"], "test")
+            graded_by_split["test"] = grade_split(run, self.cfg, self._load_grader(run), items["test"], "test")
         self._write_slides(run, graded_by_split)
         calibration = measure_calibration(run.folder, frozen, graded_by_split) if frozen else None
         summary = GradingSummary(
@@ -185,22 +182,17 @@ class GradingExperiment:
         """Grade the validation slides without any temperature."""
         grader = self._load_grader(run)
         grader.metadata = grader.metadata.model_copy(update=UNCALIBRATED)
-        return self._grade_slides(run, grader, items, "val")
+        return grade_split(run, self.cfg, grader, items, "val")
 
     def _load_grader(self, run: Run) -> GradingPredictor | FeatureGrader:
         if self.features is not None:
             return FeatureGrader.from_checkpoint(run.best, self.engine)
         return GradingPredictor.from_checkpoint(run.best, self.engine, self.data.settings.store_root)
 
-    def _read_values(self, record: SlideRecord) -> tuple[float, ...]:
-        values = self.target.read_values(record)
-        assert values is not None  # a bag without a label is refused
-        return values
-
     def _list_labels(self, records: Sequence[SlideRecord]) -> list[tuple[float, ...]]:
         """Return the label of each bag."""
         bags = group_bags(records, lambda record: record, self.settings.bag).values()
-        return [self._read_values(choose_labelled(own, self.target)) for own in bags]
+        return [read_values(choose_labelled(own, self.target), self.target) for own in bags]
 
     def _find_scale(self, train: Sequence[SlideRecord]) -> TargetScale | None:
         if self.target.kind != "regression":
@@ -244,7 +236,7 @@ class GradingExperiment:
 
         The identity of a slide of any feature file is that of the file.
         """
-        label, bag = list(self._read_values(item.record)), name_bag(item.record, self.settings.bag)
+        label, bag = list(read_values(item.record, self.target)), name_bag(item.record, self.settings.bag)
         if item.features is not None and item.drawn_from is not None:
             return [identity(item.features), label, bag]
         tiles = hashlib.sha256(np.ascontiguousarray(item.coords).tobytes()).hexdigest()
@@ -273,39 +265,6 @@ class GradingExperiment:
             )
         for note in run.notes:
             log.warning("%s", note)
-
-    def _grade_slides(
-        self, run: Run, grader: GradingPredictor | FeatureGrader, items: Sequence[BagItem], split: str
-    ) -> list[GradedSlide]:
-        """Grade the slides of bags."""
-        tested = split == "test"
-        folder, options = run.folder / "slides" if tested else None, self.data.settings.slide_options
-        records, stage = [item.record for item in items], f"grades of {split}"
-        patients = None
-        if self.settings.bag == "patient":
-            patients = PatientGrading(grader, group_bags(records, lambda record: record, "patient"))
-            records = patients.records
-        grading: SlideGrading | FeatureGrading
-        found: Sequence[tuple[SlideRecord, GradeRecord] | None]
-        if isinstance(grader, FeatureGrader):
-            files = {item.record.slide_id: item.features for item in items if item.features is not None}
-            grading = FeatureGrading(grader, files, options, folder)
-            grade_file = patients.add_files(grading) if patients else grading.grade_slide
-            found = run_over_items(records, get_slide_id, stage, grade_file, run.failures.append)
-        else:
-            grading = SlideGrading(
-                grader, self.guidance, self.quantify, options, self.cfg.colour_map, folder, run.failures
-            )
-            grade = patients.add_slides(grading) if patients else grading.grade_slide
-            found = run_over_slides(records, options, stage, grade, run.failures.append, ahead=self.engine.thread_count)
-        if patients and tested:
-            write_table(run.folder / PATIENTS_TABLE, patients.rows)
-        if unusable := grading.unusable_masks:
-            run.notes.append(
-                f"The label masks of {len(unusable)} graded slides cannot be used, so their attention was not scored. "
-                f"The first: {unusable[0]}"
-            )
-        return [GradedSlide(record, self._read_values(record), grade) for record, grade in filter(None, found)]
 
     def _write_slides(self, run: Run, graded: Mapping[str, Sequence[GradedSlide]]) -> None:
         """Write the table of each split that has slides."""

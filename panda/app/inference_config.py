@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from panda.app.hydra_job import find_idle_faults
 from panda.app.inference_slides import FoundSlides, check_labels_source, find_labelled_slides, find_slides
 from panda.data.feature_files import find_feature_files, read_origin
-from panda.data.manifest import SlideRecord
+from panda.data.manifest import SlideRecord, apply_groups, read_groups
+from panda.data.patients import divide_over_bags, group_bags
 from panda.data.settings import SlideSettings
-from panda.errors import CheckpointError, PandaError
+from panda.errors import CheckpointError, ManifestError, PandaError
 from panda.inference.compute import EngineSettings
 from panda.inference.feature_grader import require_features
 from panda.inference.grader import require_slides
@@ -50,6 +51,7 @@ class InferenceKeys(SlideSettings):
     grading_checkpoint: Text | None
     slides: Text | None
     features: Text | None
+    patients: Text | None
     output: Text
     threshold: Threshold
     provider: Text | None
@@ -101,6 +103,11 @@ class InferenceConfig(InferenceKeys):
         _ = self.slide_list
 
     @rule
+    def _check_patients(self) -> Iterator[str]:
+        if self.patients is not None:
+            yield f"{self.setting('patients')} is used with features=… only, because mapped slides are graded singly"
+
+    @rule
     def _check_segmentation(self) -> None:
         _ = self.segmentation
 
@@ -150,6 +157,56 @@ class FeatureInferenceConfig(InferenceKeys):
     def images(self) -> dict[str, Path]:
         """Slide id to the file of the slide, for those that are given."""
         return {path.stem: path for path in find_slides(self.slides).paths} if self.slides else {}
+
+    @functools.cached_property
+    def records(self) -> list[SlideRecord]:
+        """The slides of the files, whose labels are unknown."""
+        images, nowhere = self.images, Path(self.features) / "no slide"
+        return [
+            SlideRecord(slide_id, "", None, "", images.get(slide_id, nowhere), None, slide_id)
+            for slide_id in self.files
+        ]
+
+    @functools.cached_property
+    def _groups(self) -> Mapping[str, str]:
+        """Slide id to its patient, for all slides of the table."""
+        assert self.patients is not None
+        groups, kind = read_groups(self.patients, "patients")
+        if kind != "patient":
+            raise ManifestError(
+                f"{self.setting('patients')}: the column must be patient, not {kind}; name the patients"
+            )
+        return groups
+
+    @functools.cached_property
+    def bags(self) -> dict[str, list[SlideRecord]] | None:
+        """The slides of each patient; None if slides are graded one by one."""
+        if self.patients is None:
+            return None
+        records = apply_groups(self.records, self._groups)
+        divide_over_bags(records, self.grading.metadata.tiles.k, "patient")
+        return group_bags(records, lambda record: record, "patient")
+
+    def list_patient_notes(self) -> list[str]:
+        """Return what a reader of grades of patients must know; nothing if slides are graded one by one."""
+        if self.bags is None:
+            return []
+        notes = ["The grade of a patient, from the tiles of all slides of it, stands at each of these slides."]
+        lacking = {
+            patient for slide, patient in self._groups.items() if patient in self.bags and slide not in self.files
+        }
+        if lacking:
+            notes.append(
+                f"{len(lacking)} of {len(self.bags)} patients have more slides in {self.patients} than files in "
+                f"{self.features}, such as {min(lacking)}. They were graded without these slides."
+            )
+        return notes
+
+    @rule
+    def _check_bags(self) -> Iterator[str]:
+        if self.patients is not None and self.grading.metadata.bag == "slide":
+            yield f"{self.setting('patients')}: the grader was trained on bags of one slide (task.bag=slide): remove it"
+        _ = self.bags
 
     @rule
     def _check_keys(self) -> Iterator[str]:

@@ -1,97 +1,97 @@
-"""Grade the patients of a run: one bag of the tiles of all their slides, and the folders of these slides."""
+"""Grade patients: one bag of the tiles of all slides of a patient, and the folders of these slides."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from panda.app.feature_grading import FeatureGrading
-from panda.app.slide_grading import SlideGrading
+from panda.data.failures import Failure, record_failure
 from panda.data.manifest import SlideRecord
-from panda.data.patients import choose_labelled, divide_tiles, name_bag
-from panda.errors import SlideError
+from panda.data.patients import divide_tiles, list_incomplete
+from panda.inference.bag_grader import BagGrade, BagGrader
 from panda.inference.grade import GradeRecord
-from panda.inference.grader import BagGrader, SlideBag
-from panda.wsi.slide import Slide
-from panda.wsi.tissue import TissueMap, find_tissue
 
-Graded = tuple[SlideRecord, GradeRecord] | None
-"""The slide with the label of a patient, under the patient's name, and the grade; None before the last slide."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class BagPart:
+    """The tiles of one slide in the bag of its patient.
+
+    Attributes:
+        features: Their features, (K, D).
+        write: Writes the folder of the slide with the grade of the patient.
+    """
+
+    features: NDArray[np.float32]
+    write: Callable[[BagGrade], object]
 
 
 @dataclass(eq=False)
 class PatientGrading:
-    """Grades patients one by one, each with its last slide.
+    """Grades patients one by one.
 
     Attributes:
-        patients: The slides of each patient.
+        open_part: Reads at most k tiles of a slide; the stack closes what `BagPart.write` needs.
+        stage: Name of the step, for the failures.
+        on_failure: Called with each slide of a patient that cannot be graded.
+        shown: Whether slides have folders.
         rows: Gets a row for each slide of a graded patient: its tiles, and their share of the attention.
     """
 
     grader: BagGrader
-    patients: Mapping[str, Sequence[SlideRecord]]
+    open_part: Callable[[SlideRecord, int, tqdm[Any], ExitStack], BagPart]
+    stage: str
+    on_failure: Callable[[Failure], None]
+    shown: bool
     rows: list[dict[str, Any]] = field(default_factory=list)
-    _bags: dict[str, dict[str, SlideBag]] = field(default_factory=dict)
 
-    @property
-    def records(self) -> list[SlideRecord]:
-        """All slides, in the order in which they must be added."""
-        return [record for own in self.patients.values() for record in own]
+    def grade_all(self, patients: Mapping[str, Sequence[SlideRecord]]) -> dict[str, GradeRecord]:
+        """Grade patients, whose slides are given by name, under a progress bar, and write the folders of the slides.
 
-    def add_slides(self, grading: SlideGrading) -> Callable[[SlideRecord, Slide, TissueMap, tqdm[Any]], Graded]:
-        """Return the work of `run_over_slides`, which reads the tiles of slides."""
+        A patient is left out if one of its slides fails.
+        """
+        graded = {}
+        with tqdm(patients.items(), desc=self.stage, unit="patient", dynamic_ncols=True) as bar:
+            for name, slides in bar:
+                if (grade := self._grade(name, slides, bar)) is not None:
+                    graded[name] = grade
+        return graded
 
-        def add(record: SlideRecord, slide: Slide, tissue: TissueMap, bar: tqdm[Any]) -> Graded:
-            def write(own: SlideRecord) -> None:
-                with grading.slide_options.open(own.image_path, own.slide_id) as opened:
-                    grading.grade_slide(own, opened, find_tissue(opened), bar)
+    def _grade(self, patient: str, slides: Sequence[SlideRecord], bar: tqdm[Any]) -> GradeRecord | None:
+        """Grade a patient; return None if a slide fails. Its slides are open together, so that each is opened once."""
+        most = dict(zip(slides, divide_tiles(self.grader.metadata.tiles.k, len(slides)), strict=True))
+        with ExitStack() as stack:
+            parts = self._try_each(slides, lambda record: self.open_part(record, most[record], bar, stack))
+            if parts is None:
+                return None
+            bags = {slide_id: part.features for slide_id, part in parts.items()}
+            grade, by_slide = self.grader.grade_patient(patient, bags, shown=self.shown)
+            if self.shown:
+                write = self._try_each(slides, lambda record: parts[record.slide_id].write(by_slide[record.slide_id]))
+                if write is None:
+                    return None
+        self.rows += [
+            {"patient": patient, "slide_id": slide_id, "tiles": len(bags[slide_id]), "attention": float(own.sum())}
+            for slide_id, own in ((slide_id, part.attention) for slide_id, part in by_slide.items())
+        ]
+        return grade
 
-            bag = grading.encode_slide(slide, tissue, self._find_part(record), bar)
-            return self._add(record, bag, None if grading.folder is None else write)
-
-        return add
-
-    def add_files(self, grading: FeatureGrading) -> Callable[[SlideRecord, tqdm[Any]], Graded]:
-        """Return the work of `run_over_items`, which reads files of features."""
-
-        def add(record: SlideRecord, bar: tqdm[Any]) -> Graded:
-            bag, _ = grading.grader.encode(grading.files[record.slide_id], self._find_part(record))
-            return self._add(record, bag, None if grading.folder is None else lambda own: grading.grade_slide(own, bar))
-
-        return add
-
-    def _find_part(self, record: SlideRecord) -> int:
-        """Return the most tiles of a slide."""
-        own = self.patients[name_bag(record, "patient")]
-        return divide_tiles(self.grader.metadata.tiles.k, len(own))[own.index(record)]
-
-    def _add(self, record: SlideRecord, bag: SlideBag, write: Callable[[SlideRecord], object] | None) -> Graded:
-        """Add the tiles of a slide. With the last one grade the patient, and write the folders of the slides."""
-        name = name_bag(record, "patient")
-        own = self.patients[name]
-        if name not in self._bags:
-            self._bags = {name: {}}
-        bags = self._bags[name]
-        bags[record.slide_id] = bag
-        if record != own[-1]:
-            return None
-        if len(bags) < len(own):
-            raise SlideError(f"patient {name} is not graded, because another of its slides cannot be used")
-        grade, by_slide = self.grader.grade_patient(name, bags)
-        self.grader.known = {slide_id: (bags[slide_id], own_grade) for slide_id, own_grade in by_slide.items()}
-        try:
-            if write is not None:
-                for part in own:
-                    write(part)
-        finally:
-            self.grader.known = {}
-        for slide_id, own_grade in by_slide.items():
-            attention = float(own_grade.attention.sum()) if own_grade.tiles else None
-            tiles = len(bags[slide_id].features)
-            self.rows.append({"patient": name, "slide_id": slide_id, "tiles": tiles, "attention": attention})
-        labelled = choose_labelled(own, self.grader.metadata.target)
-        return dataclasses.replace(labelled, slide_id=name), grade
+    def _try_each(self, slides: Sequence[SlideRecord], work: Callable[[SlideRecord], T]) -> Mapping[str, T] | None:
+        """Return the results of all slides by id; if one fails, report all and return None."""
+        found: dict[str, T] = {}
+        for record in slides:
+            try:
+                found[record.slide_id] = work(record)
+            except Exception as error:
+                self.on_failure(record_failure(record.slide_id, self.stage, error))
+        used = [record for record in slides if record.slide_id in found]
+        for failure in list_incomplete(slides, used, "patient", self.stage):
+            self.on_failure(failure)
+        return found if len(used) == len(slides) else None

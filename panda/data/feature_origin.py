@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -127,6 +127,12 @@ class FeatureFile:
     origin: FeatureOrigin
     slide_size: tuple[int, int] | None = None
     places: TilePlaces | None = None
+
+    def take_tiles(self, rows: NDArray[np.intp]) -> FeatureFile:
+        """Return the file with the tiles of some rows only."""
+        coords = None if self.coords is None else self.coords[rows]
+        places = None if self.places is None else replace(self.places, values=self.places.values[rows])
+        return replace(self, features=self.features[rows], coords=coords, places=places)
 
     def locate_tiles(self, slide: Slide) -> tuple[NDArray[np.int64], float] | None:
         """Return upper left corners, (N, 2) int64, and side of the tiles in level-0 px of their slide.

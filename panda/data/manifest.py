@@ -120,8 +120,12 @@ def read_manifest(
     return records
 
 
-def read_groups(path: Path | str) -> tuple[dict[str, str], GroupKind]:
+def read_groups(path: Path | str, key: str = "data.groups") -> tuple[dict[str, str], GroupKind]:
     """Read the patient (or other group) of each slide from a CSV with `image_id` and `patient` (or `group`).
+
+    Args:
+        path: The file.
+        key: The key that names it, for the message if it is absent.
 
     Returns:
         Slide id → group, and the kind of groups: `"patient"` or `"group"` (for example near-duplicates).
@@ -131,7 +135,7 @@ def read_groups(path: Path | str) -> tuple[dict[str, str], GroupKind]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ManifestError(f"{path}: no such file; data.groups is a CSV with image_id and patient (or group)")
+        raise ManifestError(f"{path}: no such file; {key} is a CSV with image_id and patient (or group)")
     groups: dict[str, str] = {}
     kind: GroupKind = "group"
     for number, row in read_user_table(path, ("image_id",), one_of=GROUP_COLUMNS):

@@ -7,9 +7,8 @@ from pathlib import Path
 from panda.data.feature_files import FeatureFile, FeatureOrigin, read_feature_file
 from panda.data.tile_selection import sample_tiles
 from panda.errors import CheckpointError, ManifestError
+from panda.inference.bag_grader import BagGrader
 from panda.inference.compute import EngineSettings
-from panda.inference.grade import GradeRecord
-from panda.inference.grader import BagGrader, SlideBag
 from panda.tasks.checkpoint import Checkpoint, read_checkpoint
 from panda.tasks.metadata import GradingMetadata
 
@@ -41,16 +40,8 @@ class FeatureGrader(BagGrader):
         """Read the checkpoint at `path`."""
         return cls(read_checkpoint(path, GradingMetadata), settings)
 
-    def grade(self, path: Path, *, shown: bool = True) -> tuple[GradeRecord, FeatureFile]:
-        """Grade the slide of a feature file; return the content of the file too, see `encode`.
-
-        The grade has no tiles if they are not shown.
-        """
-        bag, file = self.encode(path, self.metadata.tiles.k)
-        return self.grade_features(bag.features, bag.coords if shown else None, bag.tile_side_px), file
-
-    def encode(self, path: Path, k: int) -> tuple[SlideBag, FeatureFile]:
-        """Draw at most k tiles of a feature file; return the content of the file too.
+    def encode(self, path: Path, k: int) -> FeatureFile:
+        """Read a feature file, of which at most k tiles are drawn.
 
         Raises:
             ManifestError: If the file cannot be read, or its features are not of the kind that the grader learned from.
@@ -61,6 +52,4 @@ class FeatureGrader(BagGrader):
                 f"{path}: the grader learned from other features: {'; '.join(faults)}. Compute the features as those "
                 "of the training"
             )
-        rows = sample_tiles(len(file.features), k, self.metadata.tiles.seed)
-        coords = None if file.coords is None else file.coords[rows]
-        return SlideBag(file.features[rows], coords, file.origin.tile_px0), file
+        return file.take_tiles(sample_tiles(len(file.features), k, self.metadata.tiles.seed))

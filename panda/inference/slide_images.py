@@ -205,9 +205,9 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
         path.unlink(missing_ok=True)
         return
     record, attention = grade.record, grade.record.attention
-    share = attention / attention.sum()
+    share = attention / (attention.sum() or 1)  # all is 0 if the attention of a patient is on other slides
     colours = COLOUR_MAPS["viridis"]
-    fills = colorize(share[None] / share.max(), colours)[0]
+    fills = colorize(share[None] / (share.max() or 1), colours)[0]
     corners = floor_px(np.array([(tile.x, tile.y) for tile in record.tiles]) / view.downsample)
     side = max(1, round_px((record.tile_side_px or 0) / view.downsample))
     laid, thick = image.copy(), max(1, round_px(max(image.shape) / 1200))

@@ -14,9 +14,10 @@ from panda.data.failures import Failure, record_failure
 from panda.data.manifest import SlideRecord
 from panda.data.slide_entry import FileIdentity
 from panda.errors import PandaError, SlideError
+from panda.inference.bag_grader import BagGrade
 from panda.inference.canvas import Canvas
 from panda.inference.evaluate import SlideScore, score_canvas
-from panda.inference.grader import GradingPredictor
+from panda.inference.grader import GradingPredictor, SlideBag
 from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
@@ -136,11 +137,13 @@ class SlideMapper:
         on_tiles: Callable[[int, int], None] | None = None,
         *,
         labelled: tuple[SlideRecord, LabelMask] | None = None,
+        graded: tuple[SlideBag, BagGrade] | None = None,
     ) -> MappedSlide:
         """Map and grade one open slide, whose files are to be written into a folder.
 
-        The canvas at `canvas_path` is reused if it fits. The map is scored against the label mask in `labelled`. A
-        slide that cannot be graded keeps everything except its grade.
+        The canvas at `canvas_path` is reused if it fits. The map is scored against the label mask in `labelled`. The
+        slide has the grade in `graded`, if it was graded with its patient. A slide that cannot be graded keeps
+        everything except its grade.
         """
         with contextlib.ExitStack() as lock:
             canvas = lock.enter_context(self.predictor.hold_canvas(slide, tissue, canvas_path, on_tiles))
@@ -152,7 +155,7 @@ class SlideMapper:
             grade, ungraded = None, None
             if self.grader:
                 try:
-                    grade = self.grader.grade(slide, tissue, canvas, label)
+                    grade = self.grader.grade(slide, tissue, canvas, label, graded=graded)
                 except Exception as error:
                     ungraded = record_failure(slide.slide_id, "grading", error)
             _warn_of_replaced_file(folder, slide)

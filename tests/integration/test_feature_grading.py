@@ -7,10 +7,14 @@ import json
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import torch
 
-from panda.data.feature_files import FeatureFormat, name_feature_file, write_feature_file
+from panda.data.feature_files import FeatureFile, FeatureFormat, name_feature_file, write_feature_file
+from panda.inference.predictor import restore_network
+from panda.models.mil import MILNet
 from panda.report.run_summary import parse_summary
 from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.metadata import GradingMetadata
@@ -26,6 +30,11 @@ TRAIN = (
 pytestmark = pytest.mark.slow
 
 CHECKPOINT = "runs/grading/first/checkpoints/best.ckpt"
+OF_FEATURES = {
+    "tiles": {"how": "features", "k": 12, "random_fraction": 0.0, "min_tissue": 0.0, "seed": 0},
+    **{"features": {"format": "panda", "dim": 8, "encoder": "drawn"}, "resolution": None, "tile_size": None},
+}
+"""Metadata of a grader of drawn features, whose tiles may have any size."""
 GRADE = (f"grading_checkpoint={CHECKPOINT}", "features=own/features")
 
 
@@ -107,6 +116,46 @@ def test_infer_from_features_shows_attention_on_slides(home: Path) -> None:
     assert (other / "attention.png").is_file()
     assert "The slide is not given" in (absent / "slide.html").read_text()
     assert "22 of 24 slides are not among slides=slides" in (home / "shown/report.html").read_text()
+
+
+def draw_foreign_file(folder: Path, format: str) -> FeatureFile:
+    """Write the features of slide00 as STAMP or slideflow itself does, without our attributes, and return ours."""
+    features = draw_features("slide00", 0)
+    assert features.coords is not None
+    folder.mkdir()
+    if format == "stamp":
+        with h5py.File(folder / "slide00.h5", "w") as file:
+            file["feats"], file["coords"] = features.features, (2.0 * features.coords).astype(np.float32)
+            file.attrs.update({"extractor": "drawn", "unit": "um", "tile_size_um": 128.0, "tile_size_px": 64})
+    else:
+        torch.save(torch.from_numpy(features.features), folder / "slide00.pt")
+        np.savez(folder / "slide00.index", arr_0=features.coords + 32)
+        config = {"extractor": {"class": "drawn"}, "tile_px": 64, "tile_um": 128}
+        (folder / "bags_config.json").write_text(json.dumps(config))
+    return features
+
+
+@pytest.mark.parametrize("format", ["stamp", "slideflow"])
+def test_infer_from_foreign_features_shows_attention(home: Path, format: str) -> None:
+    """STAMP states tiles in µm, and slideflow centres: both have places once the slide of 2 µm/px is open."""
+    place = home / f"foreign-{format}"
+    features = draw_foreign_file(place, format)
+    trained = read_checkpoint(home / CHECKPOINT, GradingMetadata)
+    checkpoint = grading_checkpoint(place / "g.ckpt", restore_network(MILNet, trained), **OF_FEATURES)
+    (place / "slides").mkdir()
+    write_pyramid(place / "slides/slide00.tiff", np.full((512, 768, 3), 230, np.uint8), mpp=2.0)
+    given = (f"grading_checkpoint={checkpoint}", f"features={place}", f"slides={place}/slides", f"output={place}/out")
+    done = run_entry_point("infer", home, *given)
+    assert done.returncode == 0, done.stderr[-3000:]
+    drawn = place / "out/slide00"
+    assert (drawn / "attention_tiles.png").is_file()
+    grade = json.loads((drawn / "quantification.json").read_text())["grade"]
+    assert [[tile["x"], tile["y"]] for tile in grade["tiles"]] == features.coords.tolist()
+    assert grade["tile_side_px"] == 64
+    done = run_entry_point("infer", home, *given[:2], f"output={place}/blind")
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (place / "blind/slide00/slide.html").read_text()
+    assert "so no attention is drawn without a slide of known µm/px" in page
 
 
 def test_infer_from_features_bad_file_fails_its_slide(home: Path) -> None:
@@ -233,6 +282,42 @@ def test_patients_of_features_are_graded_together(home: Path) -> None:
             assert grade["probabilities"] == [float(tested[patient][f"p{k}"]) for k in range(6)]
     assert "Slides of the patients" in (run / "report.html").read_text()
     grader = "grading_checkpoint=runs/grading/patients/checkpoints/best.ckpt"
-    done = run_entry_point("infer", home, grader, "features=own/features", "output=alone")
+    alone = (grader, "features=own/features", "output=alone")
+    done = run_entry_point("infer", home, *alone)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "trained on bags of all slides of a patient" in (home / "alone/report.html").read_text()
+    done = run_entry_point("infer", home, *alone[:2], "patients=patients.csv", "output=together")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = table(home / "together/grades.csv")
+    assert len(found) == 24
+    for row in found:
+        if row["patient"] in tested:
+            assert [row[f"p{k}"] for k in range(6)] == [tested[row["patient"]][f"p{k}"] for k in range(6)]
+    page = (home / "together/report.html").read_text()
+    assert "stands at each of these slides" in page
+    assert "trained on bags of all slides" not in page
+
+
+def test_infer_patients_incomplete_or_unknown_are_named(home: Path) -> None:
+    folder = make_feature_folder(home / "few", 4)
+    (folder / "slide03.h5").write_bytes(b"damaged")
+    network = restore_network(MILNet, read_checkpoint(home / CHECKPOINT, GradingMetadata))
+    grader = f"grading_checkpoint={grading_checkpoint(home / 'p.ckpt', network, **OF_FEATURES, bag='patient')}"
+    given = (grader, "features=few/features", "patients=few.csv", "output=few/out")
+    rows = ["image_id,patient", "slide00,p", "slide03,p", "slide01,q", "slide02,r", "slide09,r"]
+    (home / "few.csv").write_text("\n".join(rows) + "\n")
+    done = run_entry_point("infer", home, *given)
+    assert "2 of 4 slides failed" in done.stderr
+    failed = {row["slide_id"]: row["message"] for row in table(home / "few/out/failures.csv")}
+    assert failed["slide00"] == "slide slide03 of patient p cannot be used, so the patient is left out"
+    assert failed.keys() == {"slide00", "slide03"}
+    assert [(row["slide_id"], row["patient"]) for row in table(home / "few/out/grades.csv")] == [
+        ("slide01", "q"),
+        ("slide02", "r"),
+    ]
+    assert "1 of 3 patients have more slides in few.csv than files" in (home / "few/out/report.html").read_text()
+    (home / "few.csv").write_text("\n".join(rows[:4]) + "\n")
+    done = run_entry_point("infer", home, GRADE[0], *given[1:3], "output=none")
+    assert "patients=few.csv: the grader was trained on bags of one slide (task.bag=slide): remove it" in done.stderr
+    assert "1 of 4 slides are not in the table of groups" in done.stderr
+    assert not (home / "none").exists()
