@@ -24,6 +24,7 @@ from panda.models.mil import MILNet
 from panda.report.patient_table import lay_out_patients
 from panda.report.slide_page import write_slide_page
 from panda.tables import read_output_table
+from panda.wsi.slide import Slide, SlideOptions
 from tests.checkpoints import grading_checkpoint
 from tests.panda_folder import slide_name
 from tests.test_grading_experiment import Trains, make_experiment, make_run_without_training
@@ -148,9 +149,18 @@ def test_grade_patient_is_on_pages_of_its_slides(tmp_path: Path, monkeypatch: py
         bags.append(features)
         return grade_features(features, **rest)
 
+    opened: list[str | None] = []
+    open_slide = SlideOptions.open
+
+    def count(options: SlideOptions, path: Path, slide_id: str | None = None) -> Slide:
+        opened.append(slide_id)
+        return open_slide(options, path, slide_id)
+
     monkeypatch.setattr(grader, "grade_features", keep)
+    monkeypatch.setattr(SlideOptions, "open", count)
     (found,) = grade_split(run, grading.cfg, grader, grading._items["test"], "test")
     assert [len(bag) for bag in bags] == [5]  # graded once, not for each slide
+    assert sorted(map(str, opened)) == sorted(item.record.slide_id for item in grading._items["test"])
     with torch.inference_mode():
         logits, weights = grader.network.aggregate(torch.from_numpy(bags[0]))
     assert found.grade.probabilities == pytest.approx(logits.double().softmax(-1).tolist())
