@@ -3,14 +3,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from panda.app.entry_point import enter, guard
+from panda.app.entry_point import enter, guard, pause_collection
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="audit")
 @guard
 def main(cfg: DictConfig) -> None:
     """Run one audit."""
-    from panda.app.audit import audit  # noqa: PLC0415  (slow imports only once the command line is understood)
+    with pause_collection():
+        from panda.app.audit import audit  # noqa: PLC0415  (slow imports only once the command line is understood)
 
     audit(cfg)
 

@@ -3,14 +3,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from panda.app.entry_point import enter, guard
+from panda.app.entry_point import enter, guard, pause_collection
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="features")
 @guard
 def main(cfg: DictConfig) -> None:
     """Run one job over all slides."""
-    from panda.app.features import extract_features  # noqa: PLC0415  (slow imports only once the command is understood)
+    with pause_collection():
+        from panda.app.features import extract_features  # noqa: PLC0415  (slow imports only once the command is understood)
 
     extract_features(cfg)
 

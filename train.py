@@ -3,14 +3,15 @@
 import hydra
 from omegaconf import DictConfig
 
-from panda.app.entry_point import enter, guard
+from panda.app.entry_point import enter, guard, pause_collection
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 @guard
 def main(cfg: DictConfig) -> float | None:
     """Run one job; the figure it returns is what a sweep compares."""
-    from panda.app.train import train  # noqa: PLC0415  (slow imports only once the command line is understood)
+    with pause_collection():
+        from panda.app.train import train  # noqa: PLC0415  (slow imports only once the command line is understood)
 
     return train(cfg)
 

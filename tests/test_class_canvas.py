@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from panda.errors import CheckpointError
 from panda.inference.canvas import Canvas, CanvasWriter
-from panda.inference.canvas_store import CHUNK, create_array
+from panda.inference.canvas_store import CHUNK, METADATA, describe_array
 from panda.inference.codes import STEPS, choose_classes, merge_codes
 from panda.inference.window import blend_window
 from panda.wsi.classes import BINARY, ClassSet
@@ -122,8 +123,9 @@ def test_canvas_of_classes_has_the_chunks_that_zarr_writes(tmp_path: Path) -> No
     size = CHUNK + 9, CHUNK + 40
     tiles = draw_tiles(np.random.default_rng(4), 2, 64)
     canvas = write(tmp_path / "c", tiles, np.array([[CHUNK - 30, CHUNK - 30], [0, 0]]), size, 0)
-    array = create_array(str(tmp_path / "other"), canvas.resolution, {}, GLEASON)
-    array[:] = canvas.read_class_codes(0, 0, *size)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / METADATA).write_bytes(describe_array(canvas.resolution, {}, GLEASON))
+    zarr.open_array(tmp_path / "other", mode="r+")[:] = canvas.read_class_codes(0, 0, *size)
     written = {
         name: {file.relative_to(tmp_path / name): file.read_bytes() for file in (tmp_path / name / "c").glob("*/*/*")}
         for name in ("c", "other")

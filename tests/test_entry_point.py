@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import logging
 import os
 import shlex
@@ -18,7 +19,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from panda.app.audit import audit
-from panda.app.entry_point import Interrupted, close_logs, enter, exit_status, forget_refusals, guard, log_to_file
+from panda.app.entry_point import (
+    Interrupted,
+    close_logs,
+    enter,
+    exit_status,
+    forget_refusals,
+    guard,
+    log_to_file,
+    pause_collection,
+)
 from panda.app.features import extract_features
 from panda.app.hydra_job import list_overrides, register_resolvers
 from panda.app.infer import infer
@@ -269,3 +279,14 @@ def test_guard_refused_sweep_job_leaves_error_and_choices(tmp_path: Path) -> Non
     alone = tmp_path / "alone"
     refused(job(alone))
     assert not alone.exists()
+
+
+def test_pause_collection_passes_over_what_was_imported() -> None:
+    before = gc.get_freeze_count()
+    try:
+        with pause_collection():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()

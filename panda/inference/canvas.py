@@ -26,12 +26,12 @@ from panda.inference.canvas_store import (
     METADATA,
     Canvas,
     CanvasMetadata,
-    create_array,
+    describe_array,
     measure_stored_size,
     write_chunk,
 )
 from panda.inference.quantize import quantize, read_quantized
-from panda.inference.window import Window
+from panda.inference.window import get_window
 from panda.inference.work_queue import WorkQueue
 from panda.wsi.classes import BINARY, ClassSet
 from panda.wsi.geometry import Resolution
@@ -99,7 +99,7 @@ class CanvasWriter:
         self._planes = len(classes.cancer_names)
         self._device = torch.device(device)
         self._buffers = Buffers(self._device)
-        self._window = Window(patch_size, overlap, self._device, self._buffers)
+        self._window = get_window(patch_size, overlap, self._device)
         self._slide = f"slide {attrs['slide_id']}" if "slide_id" in attrs else f"canvas {self.path}"
         height, width = resolution.height, resolution.width
         self._side = (min(CHUNK, height), min(CHUNK, width))
@@ -124,9 +124,18 @@ class CanvasWriter:
             attrs=dict(attrs),
             classes=classes,
         )
-        meta = {"panda_canvas": FORMAT, **metadata.model_dump(mode="json", exclude={"stored"})}
-        json.dumps(meta, allow_nan=False)
-        self._array = create_array(str(self._partial), resolution, meta, classes)
+        self._meta = {"panda_canvas": FORMAT, **metadata.model_dump(mode="json", exclude={"stored"})}
+        json.dumps(self._meta, allow_nan=False)
+        self._classes = classes
+        self._partial.mkdir()
+        try:
+            self._write_metadata()
+        except OSError:
+            self.abort()
+            raise
+
+    def _write_metadata(self) -> None:
+        (self._partial / METADATA).write_bytes(describe_array(self._resolution, self._meta, self._classes))
 
     def _count_tiles(self, corners: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return how many tiles touch each block, (rows, columns)."""
@@ -248,7 +257,8 @@ class CanvasWriter:
                         "let one run at a time write it"
                     )
                 # A lost chunk reads as "not scored"; only this count reveals it.
-                self._array.attrs["stored"] = measure_stored_size(self._partial).model_dump()
+                self._meta["stored"] = measure_stored_size(self._partial).model_dump()
+                self._write_metadata()
                 sync(self._partial)
                 replace(self._partial, self.path)
             except BaseException:

@@ -76,8 +76,8 @@ def _describe_differences(found: Mapping[str, Any], right: Mapping[str, Any]) ->
     return "; ".join(f"{key} is {found.get(key)!r}, but must be {right.get(key)!r}" for key in different)
 
 
-def _parse_attributes(content: Mapping[str, Any]) -> tuple[CanvasMetadata, zarr.Array[Any]]:
-    """Parse the attributes in the file of a canvas, and create the array that they belong to."""
+def _parse_attributes(content: Mapping[str, Any]) -> tuple[CanvasMetadata, dict[str, Any]]:
+    """Parse the attributes in the file of a canvas, and return all that the file must hold."""
     attributes = content.get("attributes")
     if not isinstance(attributes, dict):
         raise CheckpointError(f"attributes is {attributes!r}, but must be an object")
@@ -85,17 +85,15 @@ def _parse_attributes(content: Mapping[str, Any]) -> tuple[CanvasMetadata, zarr.
         raise CheckpointError(f"attributes.panda_canvas is {version!r}, this version reads {FORMAT}")
     own = {key: value for key, value in attributes.items() if key != "panda_canvas"}
     metadata = CanvasMetadata.model_validate_json(to_json(own))
-    return metadata, create_array(MemoryStore(), metadata.resolution, attributes, metadata.classes)
+    return metadata, from_json(describe_array(metadata.resolution, attributes, metadata.classes))
 
 
-def create_array(
-    store: str | MemoryStore, resolution: Resolution, attributes: Mapping[str, Any], classes: ClassSet = BINARY
-) -> zarr.Array[Any]:
-    """Create the empty array of a canvas; a canvas whose array would be created otherwise is refused."""
+def describe_array(resolution: Resolution, attributes: Mapping[str, Any], classes: ClassSet = BINARY) -> bytes:
+    """Return the metadata file of the array of a canvas; a canvas with other metadata is refused."""
     shape = resolution.height, resolution.width
     planes = () if classes.is_binary else (len(classes.cancer_names),)
-    return zarr.create_array(
-        store,
+    array = zarr.create_array(
+        MemoryStore(),
         shape=(*planes, *shape),
         chunks=(*(1 for _ in planes), *(min(CHUNK, side) for side in shape)),
         dtype="uint16",
@@ -104,6 +102,7 @@ def create_array(
         attributes=dict(attributes),
         dimension_names=(*("class" for _ in planes), "y", "x"),
     )
+    return array.metadata.to_buffer_dict(default_buffer_prototype())[METADATA].to_bytes()
 
 
 def write_chunk(path: Path, chunk: tuple[int, ...], shape: tuple[int, int], codes: NDArray[np.uint16]) -> None:
@@ -186,21 +185,16 @@ class Canvas:
         if not path.exists():
             raise CheckpointError(f"{path}: there is no such canvas; run the slide first")
         file = path / METADATA
-        content: dict[str, Any] = {}
-        right: dict[str, Any] = {}
         try:
             content = from_json(file.read_bytes())
-            metadata, expected = _parse_attributes(content)
-            right = from_json(expected.metadata.to_buffer_dict(default_buffer_prototype())[METADATA].to_bytes())
-            array = zarr.open_array(str(path), mode="r")
-            faults = _describe_differences(array.metadata.to_dict(), expected.metadata.to_dict())
+            metadata, right = _parse_attributes(content)
+            faults = _describe_differences(content, right)
         except ValidationError as error:
             raise CheckpointError(f"{file}: {describe_faults(error, 'attributes')}; {AGAIN}") from error
         except CheckpointError as error:
             raise CheckpointError(f"{file}: {error}; {AGAIN}") from error
-        except Exception as error:  # zarr raises the errors of its JSON, its codecs and the file system
-            reason = (_describe_differences(content, right) if right else "") or error
-            raise CheckpointError(f"{file}: this is no canvas, or a broken one ({reason}); {AGAIN}") from error
+        except Exception as error:  # JSON and the file system have errors of their own
+            raise CheckpointError(f"{file}: this is no canvas, or a broken one ({error}); {AGAIN}") from error
         if faults:
             raise CheckpointError(f"{file}: {faults}; {AGAIN}")
         if (stated := metadata.stored) is None:

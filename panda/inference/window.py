@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import threading
+
 import numpy as np
 import torch
 from cachetools import LRUCache
@@ -40,7 +43,7 @@ def blend_window(patch_size: int, overlap: int) -> NDArray[np.float32]:
 
 
 class Window:
-    """Weights of a tile, and of blocks that tiles touch.
+    """Weights of a tile, and of blocks that tiles touch; several threads may use it.
 
     Args:
         patch_size: Side of a tile in working px.
@@ -57,6 +60,7 @@ class Window:
         self.weights = torch.outer(along, along)
         self._buffers = buffers
         self._known: LRUCache[object, Tensor] = LRUCache(_PATTERNS)
+        self._lock = threading.Lock()
 
     def find_overlap(self, shape: tuple[int, int], at: tuple[int, int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """Return the px that a block and a tile share: in the block, and in the tile.
@@ -78,10 +82,17 @@ class Window:
             touching: Top and left of its tiles in px of the block.
         """
         pattern = shape, tuple(touching)
-        if pattern not in self._known:
-            sums = self._buffers.zeros(shape)
-            for at in touching:
-                inside, own = self.find_overlap(shape, at)
-                sums[inside] += self.weights[own]
-            self._known[pattern] = sums
-        return self._known[pattern]
+        with self._lock:
+            if pattern not in self._known:
+                sums = self._buffers.zeros(shape)
+                for at in touching:
+                    inside, own = self.find_overlap(shape, at)
+                    sums[inside] += self.weights[own]
+                self._known[pattern] = sums
+            return self._known[pattern]
+
+
+@functools.lru_cache(maxsize=1)
+def get_window(patch_size: int, overlap: int, device: torch.device) -> Window:
+    """Return the window of tiles of a size, which the canvases of one slide after another share."""
+    return Window(patch_size, overlap, device, Buffers(device))
