@@ -25,6 +25,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from panda.errors import LockedError, PandaError
+from panda.soft_lock import Holder, hold_soft_lock
 
 log = logging.getLogger(__name__)
 
@@ -179,34 +180,64 @@ def write_beside(path: Path | str) -> Iterator[Path]:
 def hold_lock(path: Path | str, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock on a name against all other processes and threads that lock it here.
 
-    The lock is a hidden empty file beside `path`, which need not exist. The file stays, because two processes could
-    hold the lock if one removed it. The system frees the lock of a killed process. A forked child does not hold it.
+    The lock is a hidden file beside `path`, which need not exist. The file stays, because two processes could hold the
+    lock if one removed it. The system frees the lock of a killed process. A forked child does not hold it. On file
+    systems without locks, files stand for them, see `panda.soft_lock`.
     Missing parent folders are made. If `wait` is False and the lock is held, LockedError is raised.
     Unfinished files of `path` that a killed process left are removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     check_plain_file(lock_file := path.with_name(f".{path.name}.lock"))
-    # Soft locks, which are mere files, would outlive a killed process.
-    lock = FileLock(lock_file, thread_local=False, fallback_to_soft=False)
-    try:
+    with contextlib.ExitStack() as held:
         try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            if not wait:
-                raise LockedError(f"{path}: another run holds its lock") from None
-            log.warning("%s: another run is at work on it; waiting", path)
-            lock.acquire()
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        log.warning("%s: this file system has no locks; let one run at a time work on it", path)
+            held.enter_context(_hold_file(lock_file, path, wait=wait))
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            held.enter_context(hold_soft_lock(path.with_name(f".{path.name}.lock.holders"), path, wait=wait))
+        remove_leftovers(path.parent, path.name)
+        yield
+
+
+@contextlib.contextmanager
+def _hold_file(lock_file: Path, name: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the system's lock of a file, which has the record of the holder while it is held."""
+    handles: list[int] = []
+    # filelock's own soft locks are not taken over from a killed process if a file system cannot exchange two names.
+    lock = FileLock(lock_file, thread_local=False, fallback_to_soft=False, on_acquired=handles.append)
     try:
-        if lock.is_locked:
-            remove_leftovers(path.parent, path.name)
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = f" ({found})" if (found := _read_holder(lock_file)) else ""
+        if not wait:
+            raise LockedError(f"{name}: another run holds its lock{holder}") from None
+        log.warning("%s: another run is at work on it; waiting%s", name, holder)
+        lock.acquire()
+    try:
+        _write_record(handles[-1], Holder.describe_self().format_record())
         yield
     finally:
+        if lock.is_locked:  # not in a forked child
+            _write_record(handles[-1], b"")
         lock.release()
+
+
+def _read_holder(lock_file: Path) -> Holder | None:
+    with contextlib.suppress(OSError):  # on Windows, nobody else can read a locked file
+        return Holder.parse(lock_file.read_bytes())
+    return None
+
+
+def _write_record(handle: int, record: bytes) -> None:
+    """Write who holds the lock into its file, except into a file that has another content."""
+    with contextlib.suppress(OSError):  # it is for messages only
+        os.lseek(handle, 0, os.SEEK_SET)
+        before = os.read(handle, 1024)
+        if not before or Holder.parse(before):
+            os.ftruncate(handle, 0)
+            os.lseek(handle, 0, os.SEEK_SET)
+            os.write(handle, record)
 
 
 def write_whole(path: Path | str, data: bytes | str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -129,10 +129,20 @@ def test_write_json_nan_raises_and_keeps_old_file(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, None, "µ"]}
 
 
-def test_hold_lock_held_raises_and_is_free_afterwards(tmp_path: Path) -> None:
-    with hold_lock(tmp_path / "run", wait=False), pytest.raises(LockedError, match="run: another run holds its lock"):
+def test_hold_lock_held_names_holder_and_is_free_afterwards(tmp_path: Path) -> None:
+    holder = rf"process {os.getpid()} of {re.escape(socket.gethostname())} since \d{{4}}-"
+    held = pytest.raises(LockedError, match=rf"run: another run holds its lock \({holder}")
+    with hold_lock(tmp_path / "run", wait=False), held:
         _take_lock(tmp_path / "run")
+    assert (tmp_path / ".run.lock").read_bytes() == b""
     _take_lock(tmp_path / "run")
+
+
+def test_hold_lock_other_content_of_lock_file_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    os.link(tmp_path / "thesis.txt", tmp_path / ".run.lock")
+    _take_lock(tmp_path / "run")
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
 def test_hold_lock_second_thread_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -182,17 +192,6 @@ def test_open_log_appends(tmp_path: Path) -> None:
         with open_log(tmp_path / "run.log") as log:
             log.write(f"{line}\n")
     assert (tmp_path / "run.log").read_text() == "one\ntwo\n"
-
-
-def test_hold_lock_unsupported_file_system_warns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr("filelock._unix.lock_fd_nonblocking", refuse)
-    _take_lock(tmp_path / "run")
-    assert "this file system has no locks" in caplog.text
 
 
 _HOLDER = """

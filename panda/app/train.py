@@ -97,7 +97,9 @@ def train(cfg: DictConfig) -> float:
         with hold_lock(folder / "run", wait=False):
             return _run(cfg, config, folder, point, experiment, started=started)
     except LockedError as error:
-        raise ConfigError(f"name={config.name}: another process works in {folder}; take another name") from error
+        raise ConfigError(
+            f"name={config.name}: another process works in {folder}; take another name, or wait for it ({error})"
+        ) from error
 
 
 def check(cfg: DictConfig, faults: Faults | None = None) -> tuple[DictConfig, TrainConfig]:

@@ -1,0 +1,255 @@
+"""Locks on a file system that has none, which `fcntl.flock` is made to say: files stand for them."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from panda import soft_lock
+from panda.errors import LockedError, PandaError
+from panda.files import hold_lock
+from panda.soft_lock import Holder
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux identifies processes of other locks")
+
+FILES = ".run.lock.holders"
+
+
+@pytest.fixture(autouse=True)
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", _refuse(errno.ENOTSUP))
+    times = {"POLL_SECONDS": 0.01, "HEARTBEAT_SECONDS": 0.05, "STALE_SECONDS": 0.5, "WATCH_SECONDS": 0.2}
+    for name, value in times.items():
+        monkeypatch.setattr(soft_lock, name, value)
+
+
+def _refuse(number: int) -> Callable[..., None]:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+def _take_lock(folder: Path, *, wait: bool = False) -> None:
+    with hold_lock(folder / "run", wait=wait):
+        pass
+
+
+def _write_holder(folder: Path, *, age: float = 0.0, **changes: int | str) -> Path:
+    """Write what a process leaves that is killed while it holds the lock."""
+    (folder / FILES).mkdir()
+    path = folder / FILES / "7"
+    path.write_bytes(Holder.describe_self().model_copy(update=changes).format_record())
+    os.utime(path, (then := time.time() - age, then))
+    return path
+
+
+def _list_files(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder / FILES))
+
+
+@pytest.mark.parametrize("name", ["ENOSYS", "ENOTSUP", "ENOLCK", "EOPNOTSUPP"])
+def test_hold_lock_without_locks_of_the_system_uses_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("fcntl.flock", _refuse(getattr(errno, name)))
+    _take_lock(tmp_path)
+    assert _list_files(tmp_path) == ["1"]
+
+
+def test_hold_lock_other_error_of_the_system_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcntl.flock", _refuse(errno.EIO))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        _take_lock(tmp_path)
+
+
+def test_soft_lock_held_names_holder_and_is_free_afterwards(tmp_path: Path) -> None:
+    with hold_lock(tmp_path / "run"):
+        with pytest.raises(LockedError, match=rf"run: another run holds its lock \(process {os.getpid()} of "):
+            _take_lock(tmp_path)
+        assert _list_files(tmp_path) == ["1"]
+    _take_lock(tmp_path)
+    assert _list_files(tmp_path) == ["2"]
+
+
+def test_soft_lock_second_thread_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    order = []
+
+    def wait() -> None:
+        _take_lock(tmp_path, wait=True)
+        order.append("second")
+
+    with hold_lock(tmp_path / "run"):
+        second = threading.Thread(target=wait)
+        second.start()
+        while "another run is at work on it; waiting" not in caplog.text:
+            time.sleep(0.01)
+        order.append("first")
+    second.join()
+    assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"pid": 2**22 + 1}, "gone"), ({"started": 1}, "its number belongs to a later process")],
+)
+def test_soft_lock_of_ended_process_is_taken_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, int], why: str
+) -> None:
+    _write_holder(tmp_path, age=0.0, **changes)
+    _take_lock(tmp_path)
+    assert "took over the lock of a run that has ended" in caplog.text, why
+
+
+@pytest.mark.parametrize("age", [0.0, 1e6], ids=["touched", "suspended"])
+def test_soft_lock_of_running_process_is_never_taken(tmp_path: Path, age: float) -> None:
+    _write_holder(tmp_path, age=age)
+    with pytest.raises(LockedError):
+        _take_lock(tmp_path)
+
+
+def test_soft_lock_of_zombie_is_taken(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        started = soft_lock._read_process(child.pid)
+        assert started is not None
+        path = _write_holder(tmp_path, pid=child.pid, started=started.started)
+        with pytest.raises(LockedError):
+            _take_lock(tmp_path)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        _take_lock(tmp_path)
+    assert not path.exists()
+
+
+def test_soft_lock_of_other_machine_ends_when_it_is_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = _write_holder(tmp_path, machine="other", host="node7")
+    with pytest.raises(LockedError, match=r"of node7 since .*; a lock ends \d minutes after the last sign of life"):
+        _take_lock(tmp_path)
+    os.utime(path, (0, 0))
+    started = time.monotonic()
+    _take_lock(tmp_path)
+    assert time.monotonic() - started > soft_lock.WATCH_SECONDS
+    assert "no sign of life from it, watching" in caplog.text
+    assert "took over the lock of a run that has ended (process" in caplog.text
+
+
+def test_soft_lock_of_machine_with_a_slow_clock_is_kept(tmp_path: Path) -> None:
+    path = _write_holder(tmp_path, machine="other")
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.05):
+            os.utime(path, (then := time.time() - 1000, then))
+
+    heart = threading.Thread(target=beat)
+    heart.start()
+    try:
+        with pytest.raises(LockedError):
+            _take_lock(tmp_path)
+    finally:
+        ended.set()
+        heart.join()
+
+
+def test_soft_lock_that_was_taken_over_stops_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def lose_lock() -> None:
+        with hold_lock(tmp_path / "run"):
+            (tmp_path / FILES / "2").write_bytes(b"released\n")
+            (tmp_path / FILES / "1").unlink()
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        lose_lock()
+    assert "another run took over the lock of this one" in caplog.text
+    assert _list_files(tmp_path) == ["2"]
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_soft_lock_folder_that_is_none_is_refused(tmp_path: Path, kind: str) -> None:
+    (target := tmp_path / "other").mkdir()
+    if kind == "link":
+        (tmp_path / FILES).symlink_to(target)
+    else:
+        (tmp_path / FILES).write_text("precious")
+    with pytest.raises(PandaError, match=f"{FILES} is no plain folder"):
+        _take_lock(tmp_path)
+    assert not list(target.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_soft_lock_forked_child_does_not_release(tmp_path: Path) -> None:
+    with hold_lock(tmp_path / "run"):
+        if (child := os.fork()) == 0:
+            status = 1
+            try:
+                with hold_lock(tmp_path / "run", wait=False):
+                    pass
+            except LockedError:
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        with pytest.raises(LockedError):
+            _take_lock(tmp_path)
+
+
+def _work(folder: Path, until: float, machine: str) -> None:
+    """Hold the lock again and again; end with status 3 if another living process holds it too."""
+    logging.disable()
+    if machine:
+        soft_lock._identify_machine = lambda: machine  # type: ignore[assignment]
+    inside = folder / "inside"
+    while time.monotonic() < until:
+        with hold_lock(folder / "run"):
+            try:
+                inside.touch(exist_ok=False)
+            except FileExistsError:
+                other = inside.read_text()
+                state = soft_lock._read_process(int(other)) if other else None
+                if state and not state.is_dead:
+                    os._exit(3)
+            inside.write_text(str(os.getpid()))
+            time.sleep(random.random() * 0.002)
+            inside.unlink()
+    os._exit(0)
+
+
+def _start_worker(folder: Path, until: float, foreign: bool) -> int:
+    if (pid := os.fork()) == 0:
+        try:
+            _work(folder, until, f"machine {os.getpid()}" if foreign else "")
+        finally:
+            os._exit(4)
+    return pid
+
+
+@pytest.mark.parametrize("foreign", [False, True], ids=["one machine", "a machine each"])
+def test_soft_lock_killed_anywhere_has_one_holder(tmp_path: Path, foreign: bool) -> None:
+    until, killed, statuses = time.monotonic() + 1.5, 0, set()
+    alive = {_start_worker(tmp_path, until, foreign) for _ in range(6)}
+    while alive:
+        time.sleep(0.02)
+        if time.monotonic() < until:
+            os.kill(random.choice(sorted(alive)), signal.SIGKILL)
+            killed += 1
+        for pid in sorted(alive):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                alive.remove(pid)
+                statuses.add(os.waitstatus_to_exitcode(status))
+                if time.monotonic() < until:
+                    alive.add(_start_worker(tmp_path, until, foreign))
+    assert statuses <= {0, -signal.SIGKILL}
+    assert killed > 10
+    assert len(_list_files(tmp_path)) == 1
