@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,8 @@ _DELIMITERS = ",;\t"
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-](\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _SHOWN = 5
+_SPOOLED_BYTES = 2**24
+"""Bytes of rows that are kept in memory."""
 
 
 def write_table(
@@ -51,6 +55,41 @@ def write_table(
                 raise ValueError(f"{path}: no column {', '.join(map(repr, sorted(unknown)))}")
             values = [row.get(column) for column in columns] if isinstance(row, Mapping) else row
             writer.writerow(map(_guard, values))
+
+
+class RowSpool:
+    """Rows in a temporary file, so that a table of any length is written with little memory.
+
+    Args:
+        folder: Folder for the temporary file.
+
+    Attributes:
+        columns: Every key of the rows, in the order they first occur.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = tempfile.SpooledTemporaryFile(_SPOOLED_BYTES, dir=str(folder))  # noqa: SIM115  (closed by `__exit__`)
+        self._rows = 0
+        self.columns: dict[str, None] = {}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a row of plain values."""
+        self.columns.update(dict.fromkeys(row))
+        self._file.write(json.dumps(dict(row)).encode() + b"\n")
+        self._rows += 1
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self._file.seek(0)
+        return map(json.loads, self._file)
+
+    def __enter__(self) -> RowSpool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def _guard(value: Any) -> Any:

@@ -18,6 +18,7 @@ from PIL import Image
 from panda.app.entry_point import SomeSlidesFailed
 from panda.app.hydra_job import register_resolvers
 from panda.app.infer import infer
+from panda.app.inference_tables import InferenceTables
 from panda.errors import ConfigError, ExhaustedError, LockedError
 from panda.files import hold_lock, write_json
 from panda.inference import slide_files, slide_result
@@ -61,7 +62,9 @@ def run(tmp_path: Path, slides: Path) -> Infer:
         engine = ("engine.device=cpu", "engine.post_workers=0")
         with initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = compose("infer", overrides=[*common, f"slides='{slides / given}'", *engine, *overrides])
-        return infer(cfg)
+        infer(cfg)
+        rows = read_output_table(Path(cfg.run_dir) / "quantification.csv")
+        return [SlideResult.read(Path(cfg.run_dir) / row["slide_id"]) for row in rows]
 
     return call
 
@@ -103,6 +106,49 @@ def test_infer_tables_cover_slides_of_same_provenance(tmp_path: Path, run: Infer
     assert not read_notes(out)
     run("a.tiff", "threshold=0.9", "quantify.min_region_um2=5")
     assert read_column(out / "quantification.csv", "slide_id") == ["a"]
+
+
+def test_infer_finished_slides_are_not_opened(
+    tmp_path: Path, slides: Path, run: Infer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, opened = tmp_path / "out", []
+    open_slide = SlideMapper.open
+
+    def note(mapper: SlideMapper, path: Path) -> Slide:
+        opened.append(path.stem)
+        return open_slide(mapper, path)
+
+    def list_opened(*overrides: str) -> list[str]:
+        opened.clear()
+        run("[abc].tiff", *overrides)
+        return sorted(set(opened))  # a trial of the precision opens a slide too
+
+    monkeypatch.setattr(SlideMapper, "open", note)
+    assert list_opened() == ["a", "b", "c"]
+    table = (out / "quantification.csv").read_bytes()
+    assert list_opened() == []
+    assert (out / "quantification.csv").read_bytes() == table
+    # a slide, a result or a picture that changed
+    draw(slides / "a.tiff")
+    (out / "b" / "overlay.png").unlink()
+    result = out / "c" / "quantification.json"
+    result.write_bytes(result.read_bytes().replace(b'"tumor_px": ', b'"tumor_px":  '))
+    assert list_opened() == ["a", "b", "c"]
+    assert list_opened() == []
+    # other colours, and masks that were not there before
+    assert list_opened("colour_map=viridis") == ["a", "b", "c"]
+    codes = np.full((512, 640, 3), (2, 0, 0), np.uint8)
+    tifffile.imwrite(tmp_path / "b.tiff", codes, tile=(256, 256), photometric="rgb", compression="deflate")
+    (tmp_path / "labels.csv").write_text(f"path,mask,provider\n{slides / 'b.tiff'},{tmp_path / 'b.tiff'},karolinska\n")
+    assert list_opened("colour_map=viridis", f"labels={tmp_path / 'labels.csv'}") == ["b"]
+    # a folder of an older version is read once for its tables, and its slides are mapped again
+    shutil.rmtree(out / ".records")
+    run("a.tiff", "colour_map=viridis")
+    assert read_column(out / "quantification.csv", "slide_id") == ["a", "b", "c"]
+    monkeypatch.setattr(SlideResult, "read", lambda _: pytest.fail("it is in the records"))
+    infer_tables = InferenceTables(out, json.loads(result.read_bytes())["made_with"]["fingerprint"])
+    infer_tables.write()
+    assert read_column(out / "quantification.csv", "slide_id") == ["a", "b", "c"]
 
 
 def test_infer_other_override_or_reader_is_other_provenance(tmp_path: Path, slides: Path, run: Infer) -> None:
@@ -288,7 +334,7 @@ def test_infer_post_workers_write_the_same_files(tmp_path: Path, slides: Path, r
             run("[ab]*.tiff", f"grading_checkpoint={checkpoint}", f"engine.post_workers={processes}")
         files = (path for path in (tmp_path / "out").rglob("*") if path.is_file())
         dated = {"infer.log", "inference.json", "report.html"}
-        found.append({str(path): path.read_bytes() for path in files if path.name not in dated})
+        found.append({str(p): p.read_bytes() for p in files if p.name not in dated and p.parent.name != ".records"})
         shutil.rmtree(tmp_path / "out")
     assert found[0] == found[1]
     assert str(tmp_path / "out" / "b" / "attention_tiles.png") in found[0]
@@ -373,12 +419,18 @@ def test_infer_failures_stay_until_slide_succeeds(tmp_path: Path, slides: Path, 
     # failures of other settings are another matter
     run("c.tiff", "threshold=0.9")
     assert read_column(out / "failures.csv", "slide_id") == []
-    # a table without one of its columns holds no failure
+    # the table is made from the records
     with pytest.raises(SomeSlidesFailed):
         run("a.tiff", "threshold=0.9")
-    (out / "failures.csv").write_text((out / "failures.csv").read_text().replace("stage", "stagf", 1))
+    (out / "failures.csv").unlink()
     run("c.tiff", "threshold=0.9")
-    assert read_column(out / "failures.csv", "slide_id") == []
+    assert read_column(out / "failures.csv", "slide_id") == ["a"]
+    # a folder of an older version has only the table, of which another one may lack a column
+    for column in ("stage", "stagf"):
+        shutil.rmtree(out / ".records")
+        (out / "failures.csv").write_text((out / "failures.csv").read_text().replace("stage", column, 1))
+        run("c.tiff", "threshold=0.9")
+        assert read_column(out / "failures.csv", "slide_id") == (["a"] if column == "stage" else [])
 
 
 def test_infer_failed_grading_keeps_quantification(tmp_path: Path, run: Infer) -> None:
@@ -445,6 +497,7 @@ def test_infer_damaged_canvas_warns_and_is_made_again(
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 1
     chunk.write_bytes(data)
+    (out / "a" / "heatmap.png").unlink()  # a slide that is finished is not opened
     run("a.tiff")
     (warning,) = [message for message in list_warnings() if "made again" in message]
     assert "canvas.zarr" in warning

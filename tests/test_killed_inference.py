@@ -89,7 +89,7 @@ class Forks:
 
 def _files(out: Path) -> dict[str, bytes]:
     """Read the finished files of an output, except those that hold a date."""
-    hidden = (".lock", ".partial", ".old", ".sums")
+    hidden = (".lock", ".partial", ".old", ".sums", ".records")
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in out.rglob("*")

@@ -14,7 +14,7 @@ from panda.app.config_check import check_config
 from panda.app.entry_point import SomeSlidesFailed, close_logs, log_to_file, make_folder
 from panda.app.feature_inference import infer_from_features
 from panda.app.inference_config import FeatureInferenceConfig, InferenceConfig
-from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables
+from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables, find_keys
 from panda.app.slide_writing import SlideWriting
 from panda.files import hold_lock, remove_leftovers
 from panda.inference.autotune import TunedMode, tune_mode
@@ -33,20 +33,15 @@ from panda.tasks.threshold import ThresholdChoice
 
 log = logging.getLogger(__name__)
 
-SHOWN = 20
-"""Number of slides whose figures are logged."""
-
 
 @close_logs
-def infer(cfg: DictConfig) -> list[SlideResult]:
+def infer(cfg: DictConfig) -> None:
     """Map every slide, or grade files of features, continue after bad ones, and write the report.
+
+    Slides that are finished are not opened.
 
     Args:
         cfg: `conf/infer.yaml` as Hydra composed it, with `run_dir`.
-
-    Returns:
-        The results in `quantification.csv`: all slides in the folder with the provenance of this run. There are none
-        with `features`, from which slides are graded without a map.
 
     Raises:
         ConfigError: If the configuration has faults. All are reported, before anything slow begins.
@@ -57,11 +52,11 @@ def infer(cfg: DictConfig) -> list[SlideResult]:
     config = check(cfg)
     if isinstance(config, FeatureInferenceConfig):
         infer_from_features(config)
-        return []
-    return _map_slides(config, started)
+    else:
+        _map_slides(config, started)
 
 
-def _map_slides(config: InferenceConfig, started: float) -> list[SlideResult]:
+def _map_slides(config: InferenceConfig, started: float) -> None:
     """Map every slide, see `infer`. `started` is the time of the start, in s of `time.monotonic`."""
     engine, (paths, passed_over), labelled = config.engine, config.slide_list, config.labelled
     if config.labels:
@@ -95,6 +90,10 @@ def _map_slides(config: InferenceConfig, started: float) -> list[SlideResult]:
     )
     notes = _list_notes(predictor, grader, searched, config.provider, tuned)
     tables = InferenceTables(folder, mapper.provenance.fingerprint)
+    finished = tables.find_finished(find_keys(config, tables.made_with))
+    left = [path for path in paths if path.stem not in finished]
+    if finished:
+        log.info("%d of them are finished already", len(finished))
 
     def map_slide(path: Path) -> None:
         with prefetcher.open(path) as (slide, tissue), contextlib.ExitStack() as stack:
@@ -104,10 +103,9 @@ def _map_slides(config: InferenceConfig, started: float) -> list[SlideResult]:
             canvas_path, own = canvases / slide.slide_id / "canvas.zarr", folder / slide.slide_id
             writing.add(mapper.map(slide, tissue, own, canvas_path, writing.show_tiles, labelled=known))
 
-    tables.write()
-    processes = engine.post_process_count if len(paths) > 1 else 0  # one slide has no next one
-    with SlideWriting(tables, len(paths), processes) as writing, SlidePrefetcher(paths, mapper.open) as prefetcher:
-        for path in paths:
+    processes = engine.post_process_count if len(left) > 1 else 0  # one slide has no next one
+    with SlideWriting(tables, len(left), processes) as writing, SlidePrefetcher(left, mapper.open) as prefetcher:
+        for path in left:
             try:
                 map_slide(path)
             except Exception as error:
@@ -115,20 +113,17 @@ def _map_slides(config: InferenceConfig, started: float) -> list[SlideResult]:
             writing.record()
         writing.record(everything=True)
     notes += [*predictor.model.notes, *(grader.notes if grader else [])]
-    tables.scan()  # another process may have mapped slides into this folder
-    results = tables.write()
-    if others := tables.note():
+    if others := tables.write().describe():
         log.warning("%s", others)
         notes.append(others)
     last_run = LastRun(slides=len(paths), failed=len(tables.failed), seconds=round(time.monotonic() - started, 1))
     origin = predictor.threshold if searched else None
     report = _write_report(_summarize(config, mapper, origin, tuned.why, last_run=last_run, notes=notes), folder)
-    for result in list(tables.done.values())[:SHOWN]:
+    for result in tables.shown:
         log.info("%s", _describe_slide(result))
     log.info("report: %s", report)
     if tables.failed:
         raise SomeSlidesFailed(_describe_failures(tables, len(paths)))
-    return results
 
 
 def check(cfg: DictConfig, faults: Faults | None = None) -> InferenceConfig | FeatureInferenceConfig:

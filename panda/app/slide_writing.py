@@ -15,8 +15,6 @@ from panda.inference.slide_mapper import MappedSlide
 from panda.inference.slide_result import SlideResult
 from panda.report.slide_folder import write_slide_folder
 
-TABLE_EVERY = 20
-"""Number of slides after which `quantification.csv` is written again, so that an interrupted run leaves one."""
 _MOST_QUEUED = 2
 """Mapped slides that may wait for a free process, so that a slow disk stops the mapping and not the memory."""
 _STAGE = "inference"
@@ -69,8 +67,6 @@ class SlideWriting:
             self.fail(mapped.files.slide.slide_id, error)
             return
         self._tables.add(result, mapped.ungraded)
-        if len(self._tables.done) % TABLE_EVERY == 1:
-            self._tables.write()
         self._bar.update()
 
     def show_tiles(self, done: int, total: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from panda.data.failures import Failure, record_failure
 from panda.data.manifest import SlideRecord
 from panda.data.slide_entry import FileIdentity
+from panda.data.slide_records import RECORDS_FOLDER
 from panda.errors import PandaError, SlideError
 from panda.inference.bag_grader import BagGrade
 from panda.inference.canvas import Canvas
@@ -32,7 +33,10 @@ from panda.wsi.tissue import RULES, TissueMap, list_slide_notes
 
 log = logging.getLogger(__name__)
 
-OUTPUTS = ("report.html", "quantification.csv", "failures.csv", "inference.json", "engine.json", "infer.log")
+OUTPUTS = (
+    *("report.html", "quantification.csv", "failures.csv", "inference.json", "engine.json", "infer.log"),
+    RECORDS_FOLDER,
+)
 """Files of an output, beside the folders of its slides."""
 
 

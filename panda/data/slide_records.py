@@ -1,0 +1,219 @@
+"""Records of an output folder: what became of each slide, a line for each, in a file of each process.
+
+The files of a slide stay the truth. A line holds the state of these files when it was written, and counts only while
+they are in that state. So lines need no order, and any number of processes on any machines append to files of their
+own without a lock. A process that is killed leaves at most a last line without an end. That line is not read, and its
+slide counts as one without a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+import sqlite3
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from panda.data.failures import Failure
+from panda.files import open_log
+from panda.stored import Plain
+
+log = logging.getLogger(__name__)
+
+RECORDS_FOLDER = ".records"
+RowValue = str | int | float | None
+_BATCH, _PART = 1_000, 50
+_THREADS = 8
+"""Threads that look at the files of slides, because each look waits for a network disk."""
+_SCHEMA = """
+CREATE TABLE line (slide_id TEXT, made_with TEXT, state TEXT, key TEXT, failed INTEGER, content BLOB);
+CREATE INDEX line_of_slide ON line (slide_id);
+CREATE TABLE name (slide_id TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+
+
+class Outcome(Plain, frozen=True):
+    """What became of a slide. A slide that failed in a last step has two, one with its row and one with the failure.
+
+    Attributes:
+        slide_id: Name of the slide.
+        made_with: Fingerprint of the settings.
+        state: State of its files afterwards, see `read_state`; empty if there are none.
+        key: Hash of everything that determines its files; empty if it is not known.
+        row: Its row of the table, None for a failure.
+        failure: Why it failed, or None.
+    """
+
+    slide_id: str
+    made_with: str
+    state: str
+    key: str = ""
+    row: dict[str, RowValue] | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class SlideState:
+    """The outcomes of a slide that count for its files as they are now.
+
+    Attributes:
+        slide_id: Name of the slide.
+        state: State of its files; empty if there are none.
+        outcomes: The outcomes, of any settings.
+    """
+
+    slide_id: str
+    state: str
+    outcomes: tuple[Outcome, ...]
+
+
+_OUTCOME = TypeAdapter(Outcome)
+
+
+def read_state(folder: Path, result: str, pages: Collection[str] = ()) -> str:
+    """Return a hash of names, sizes in bytes and times of change of the files in a folder; empty without a result.
+
+    Hidden files do not count. Folders count by name only, and so do pages, which are written again without a change.
+
+    Args:
+        folder: Folder of a slide.
+        result: Name of the file that is written last and removed first.
+        pages: Names of pages.
+    """
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name in pages or entry.is_dir():
+                    found.append(entry.name)
+                    continue
+                status = entry.stat()
+                found.append(f"{entry.name}/{status.st_size}/{status.st_mtime_ns}")
+    except OSError:
+        return ""  # a file that vanishes belongs to a slide that is being written
+    if not any(text.startswith(f"{result}/") for text in found):
+        return ""
+    return hashlib.sha256("\n".join(sorted(found)).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def make_text(slide_id: str) -> str:
+    """Return the id of a slide as text; bytes of a file name that are no text become escapes."""
+    return slide_id.encode("utf-8", "backslashreplace").decode()
+
+
+class SlideRecords:
+    """The records of an output folder.
+
+    Args:
+        folder: The output folder.
+        find_state: Returns the state of the files of a slide, which need not exist. Threads call it.
+    """
+
+    def __init__(self, folder: Path, find_state: Callable[[str], str]) -> None:
+        self.folder = folder / RECORDS_FOLDER
+        self._find_state = find_state
+        self._own = self.folder / f"{uuid.uuid4().hex}.jsonl"
+        self._offsets: dict[str, int] = {}
+        # Without a name it is in memory while it is small, and then in a temporary file.
+        self._index = sqlite3.connect("")
+        self._index.executescript(_SCHEMA)
+
+    def find_state(self, slide_id: str) -> str:
+        """Return the state of the files of a slide; empty if there are none, or the id cannot name files."""
+        is_name = Path(slide_id).name == slide_id and slide_id not in ("", "..")
+        return self._find_state(slide_id) if is_name else ""
+
+    def append(self, outcome: Outcome) -> None:
+        """Append an outcome to the file of this process, and flush it to the disk."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open_log(self._own) as file:
+            file.write(f"{outcome.model_dump_json()}\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> None:
+        """Read the lines that all processes appended since the last call."""
+        for path in sorted(self.folder.glob("*.jsonl")):
+            with path.open("rb") as file, self._index:
+                file.seek(self._offsets.get(path.name, 0))
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # its process writes it now, or was killed
+                    self._offsets[path.name] = self._offsets.get(path.name, 0) + len(line)
+                    self._add_line(line, path)
+
+    def _add_line(self, line: bytes, path: Path) -> None:
+        try:
+            outcome = _OUTCOME.validate_json(line)
+        except ValidationError:
+            log.warning("%s: a line is damaged or of another version; it is not used", path)
+            return
+        values = (outcome.slide_id, outcome.made_with, outcome.state, outcome.key, outcome.failure is not None, line)
+        self._index.execute("INSERT INTO line VALUES (?, ?, ?, ?, ?, ?)", values)
+
+    def find_finished(self, keys: Mapping[str, str], made_with: str) -> set[str]:
+        """Return which slides are finished; their files are not opened.
+
+        A slide is finished if its last files are complete and unchanged, were made from the same key, and no step
+        failed since.
+
+        Args:
+            keys: Slide id to the hash of everything that determines its files; empty if it is not known.
+            made_with: Fingerprint of the settings.
+        """
+        states = {
+            slide_id: found
+            for slide_id, key in keys.items()
+            if key
+            and slide_id == make_text(slide_id)
+            and (found := self._list_states("slide_id = ? AND key = ? AND NOT failed", slide_id, key))
+        }
+        now = self._find_states(states)
+        failed = "slide_id = ? AND made_with = ? AND failed"
+        return {
+            slide_id
+            for slide_id, state in now.items()
+            if state in states[slide_id] and state not in self._list_states(failed, slide_id, made_with)
+        }
+
+    def _list_states(self, condition: str, *values: str) -> set[str]:
+        return {state for (state,) in self._index.execute(f"SELECT state FROM line WHERE {condition}", values)}
+
+    def _find_states(self, slide_ids: Iterable[str]) -> dict[str, str]:
+        named = list(slide_ids)
+        parts = [named[place : place + _PART] for place in range(0, len(named), _PART)]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = pool.map(lambda part: [self.find_state(slide_id) for slide_id in part], parts)
+            return dict(zip(named, itertools.chain.from_iterable(found), strict=True))
+
+    def iterate(self, slide_ids: Iterable[str]) -> Iterator[SlideState]:
+        """Yield slides in the order of their ids, and those that failed, with the outcomes that count now.
+
+        Memory does not grow with the number of slides.
+
+        Args:
+            slide_ids: Slides whose files exist.
+        """
+        with self._index:
+            self._index.execute("DELETE FROM name")
+            self._index.executemany("INSERT OR IGNORE INTO name VALUES (?)", ((make_text(one),) for one in slide_ids))
+            self._index.execute("INSERT OR IGNORE INTO name SELECT slide_id FROM line WHERE failed")
+        query = f"SELECT slide_id FROM name WHERE slide_id > ? ORDER BY slide_id LIMIT {_BATCH}"
+        last = ""
+        while batch := [slide_id for (slide_id,) in self._index.execute(query, (last,))]:
+            for slide_id, state in self._find_states(batch).items():
+                yield SlideState(slide_id, state, self._list_outcomes(slide_id, state))
+            last = batch[-1]
+
+    def _list_outcomes(self, slide_id: str, state: str) -> tuple[Outcome, ...]:
+        query = "SELECT content FROM line WHERE slide_id = ? AND state = ?"
+        return tuple(_OUTCOME.validate_json(line) for (line,) in self._index.execute(query, (slide_id, state)))
