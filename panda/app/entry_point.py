@@ -102,31 +102,9 @@ def guard(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Wrap a job so that a refusal is one message without a traceback, and other jobs of a multirun continue."""
 
     @functools.wraps(job)
-    @close_logs
     def run(cfg: DictConfig) -> Any:
-        debug, folder = read_key(cfg, "debug") is True, str(read_key(cfg, "run_dir") or ".")
-        set_up_logging(debug)
-        try:
-            with stop_on_signals():
-                return job(cfg)
-        except Exception as error:
-            if is_interruption(error):
-                raise KeyboardInterrupt from error
-            error = find_exhaustion(error) or error
-            if isinstance(error, SomeSlidesFailed):
-                refuse(error, Path(folder), debug)
-                return error.figure
-            _leave_trace(folder, error)
-            if isinstance(error, PandaError | OSError):
-                refuse(error, Path(folder), debug)
-                return float("nan")
-            if is_multirun():
-                # If raised, it would end the sweep before its other jobs, or before its page.
-                traceback.print_exc()
-                _refusals.append(f"{type(error).__name__}: {error}")
-                return float("nan")
-            _crashes.append(error)
-            raise
+        # A launcher pickles this function for other processes, and its globals with it: `run_guarded` goes by name.
+        return run_guarded(job, cfg)
 
     return run
 
@@ -148,6 +126,34 @@ def close_logs(job: Callable[P, R]) -> Callable[P, R]:
                 log.removeHandler(handler)
 
     return run
+
+
+@close_logs
+def run_guarded(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+    """Run a job as `guard` says."""
+    debug, folder = read_key(cfg, "debug") is True, str(read_key(cfg, "run_dir") or ".")
+    set_up_logging(debug)
+    try:
+        with stop_on_signals():
+            return job(cfg)
+    except Exception as error:
+        if is_interruption(error):
+            raise KeyboardInterrupt from error
+        error = find_exhaustion(error) or error
+        if isinstance(error, SomeSlidesFailed):
+            refuse(error, Path(folder), debug)
+            return error.figure
+        _leave_trace(folder, error)
+        if isinstance(error, PandaError | OSError):
+            refuse(error, Path(folder), debug)
+            return float("nan")
+        if is_multirun():
+            # If raised, it would end the sweep before its other jobs, or before its page.
+            traceback.print_exc()
+            _refusals.append(f"{type(error).__name__}: {error}")
+            return float("nan")
+        _crashes.append(error)
+        raise
 
 
 def refuse(error: PandaError | OSError, folder: Path, debug: bool = False) -> None:
