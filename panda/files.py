@@ -240,6 +240,17 @@ def _write_record(handle: int, record: bytes) -> None:
             os.write(handle, record)
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether another process holds the lock of a name, which is taken for a moment to find out."""
+    if path.with_name(f".{path.name}.lock").exists():
+        try:
+            with hold_lock(path, wait=False):
+                pass
+        except LockedError:
+            return True
+    return False
+
+
 def write_whole(path: Path | str, data: bytes | str) -> None:
     """Write a small file whole or not at all; text as UTF-8 with its line ends unchanged."""
     with write_beside(path) as partial:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from panda.app.begun_job import clear_failed_start, continue_job, holds_run
+from panda.app.begun_job import Begun, clear_failed_start, find_begun, holds_run
 from panda.app.hydra_job import make_new_folder
 from panda.app.training_reuse import Training
 from panda.errors import ConfigError
@@ -58,37 +58,37 @@ def test_clear_failed_start_keeps_files_of_others(leave: Callable[..., Path]) ->
     assert left == {"config.yaml", "checkpoints", "checkpoints/mine.ckpt", *own}
 
 
-def test_continue_job_begins_resumes_or_reuses(leave: Callable[..., Path]) -> None:
+def test_find_begun_begins_resumes_or_reuses(leave: Callable[..., Path]) -> None:
     folder = leave("config.yaml", "checkpoints/best.ckpt")
-    assert continue_job(CFG, folder) == (None, None)
+    assert find_begun(CFG, folder) == Begun(folder)
     leave("checkpoints/last.ckpt")
     last = folder / "checkpoints" / "last.ckpt"
-    assert continue_job(CFG, folder) == (last, None)
+    assert find_begun(CFG, folder) == Begun(folder, last)
     training = Training(fingerprint="0" * 64, epochs=1, decided={}, trained_by="0")
     training.write(folder)
-    assert continue_job(CFG, folder) == (None, None)
+    assert find_begun(CFG, folder) == Begun(folder)
     training.model_copy(update={"trained_by": None}).write(folder)
     (folder / "summary.json").write_text(json.dumps(fill_summary({})))
-    assert continue_job(CFG, folder) == (last, None), "it was killed before its page"
+    assert find_begun(CFG, folder) == Begun(folder, last), "it was killed before its page"
     leave("report.html")
-    checkpoint, summary = continue_job(CFG, folder)
-    assert checkpoint is None
-    assert summary is not None
+    begun = find_begun(CFG, folder)
+    assert begun.last is None
+    assert begun.finished is not None
 
 
-def test_continue_job_of_other_configuration_is_refused(leave: Callable[..., Path]) -> None:
+def test_find_begun_of_other_configuration_is_refused(leave: Callable[..., Path]) -> None:
     folder = leave("config.yaml", "checkpoints/last.ckpt")
-    assert continue_job(OmegaConf.merge(CFG, {"name": "b", "debug": True, "run_dir": "y"}), folder)[0]  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"job with optim\.lr=0\.1, not 0\.2 and 1 other key; give another name"):
-        continue_job(OmegaConf.merge(CFG, {"optim": {"lr": 0.2}, "seed": 2}), folder)  # type: ignore[arg-type]
+    assert find_begun(OmegaConf.merge(CFG, {"name": "b", "debug": True, "run_dir": "y"}), folder).last  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"run with optim\.lr=0\.1, not 0\.2 and 1 other key; give another name"):
+        find_begun(OmegaConf.merge(CFG, {"optim": {"lr": 0.2}, "seed": 2}), folder)  # type: ignore[arg-type]
 
 
-def test_continue_job_takes_text_of_written_config_as_text(leave: Callable[..., Path]) -> None:
+def test_find_begun_takes_text_of_written_config_as_text(leave: Callable[..., Path]) -> None:
     folder = leave("checkpoints/last.ckpt")
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(CFG).replace("seed: 1", "seed: 1\nroot: /data/${seed}"))
-    assert continue_job(OmegaConf.merge(CFG, {"root": r"/data/\${seed}"}), folder)[0]  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"job with root=/data/\$\{seed\}, not /data/1"):
-        continue_job(OmegaConf.merge(CFG, {"root": "/data/1"}), folder)  # type: ignore[arg-type]
+    assert find_begun(OmegaConf.merge(CFG, {"root": r"/data/\${seed}"}), folder).last  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"run with root=/data/\$\{seed\}, not /data/1"):
+        find_begun(OmegaConf.merge(CFG, {"root": "/data/1"}), folder)  # type: ignore[arg-type]
 
 
 def test_make_new_folder_of_same_second_gets_number(tmp_path: Path) -> None:

@@ -515,7 +515,7 @@ def test_write_sweep_killed_job_is_not_called_failed(tmp_path: Path) -> None:
     (tmp_path / "1" / "error.txt").write_text("SlideError: x\n")
     write_sweep(tmp_path)
     with (tmp_path / "sweep.csv").open(newline="") as file:
-        assert [row["state"] for row in csv.DictReader(file)] == ["unfinished", "failed"]
+        assert [row["state"] for row in csv.DictReader(file)] == ["lost", "failed"]
 
 
 def test_agreement_chart_is_bland_altman(run: Path) -> None:
@@ -540,7 +540,7 @@ def test_write_sweep_no_jobs_or_failures_only(tmp_path: Path) -> None:
     assert "No job has left anything" in check_page(write_sweep(tmp_path))
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "overrides.txt").write_text("a=1\n")
-    assert "summary.json is not in the folder" in check_page(write_sweep(tmp_path))
+    assert "Lost <b>1</b>" in check_page(write_sweep(tmp_path))
 
 
 def test_write_pages_missing_folder_raises(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Jobs of a sweep that differ only in their evaluation train once; the others reuse the training."""
 
-import json
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ from panda.app.training_reuse import (
 )
 from panda.data.manifest import SlideRecord
 from panda.errors import CheckpointError, ManifestError
-from panda.files import hold_lock
 from panda.inference.evaluate import SlideScore, read_scores, write_scores
 from panda.tasks.checkpoint import read_checkpoint, update_metadata
 from panda.tasks.metadata import SegmentationMetadata
@@ -155,21 +152,6 @@ def test_sweep_job_damaged_checkpoint_is_not_reused(sweep: Path) -> None:
     (sweep / "0" / "checkpoints" / "best.ckpt").write_bytes(b"PK")
     with pytest.raises(CheckpointError, match=r"best\.ckpt is not a checkpoint, or is damaged"):
         train_run(sweep / "1", sweep=sweep)
-
-
-def test_sweep_job_waits_for_same_training_and_reuses_it(sweep: Path) -> None:
-    record = (sweep / "0" / RECORD).read_text()
-    (sweep / "0" / RECORD).unlink()
-    done: list[Any] = []
-    second = threading.Thread(target=lambda: done.append(train_run(sweep / "1", sweep=sweep)))
-    with hold_lock(sweep / f"training-{json.loads(record)['fingerprint'][:16]}"):
-        second.start()
-        time.sleep(1)
-        assert not done
-        assert not (sweep / "1" / "checkpoints" / "last.ckpt").exists()
-        (sweep / "0" / RECORD).write_text(record)
-    second.join(60)
-    assert done[0][0].training.trained_by == "0"
 
 
 def test_find_training_ignores_jobs_that_reused(tmp_path: Path) -> None:

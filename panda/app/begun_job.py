@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from panda.app.hydra_job import AUTO, is_unnamed
 from panda.app.resume import read_run_config
 from panda.app.tracking import flatten, set_wandb_aside
 from panda.app.training_reuse import RECORD, Training
@@ -35,22 +38,60 @@ def clear_failed_start(folder: Path) -> None:
     set_wandb_aside(folder)
 
 
-def continue_job(cfg: DictConfig, folder: Path) -> tuple[Path | None, RunSummary | None]:
-    """Return how the command of a sweep continues a job: the checkpoint to resume, or the summary of a finished job.
+@dataclass(frozen=True)
+class Begun:
+    """What a command finds of its run.
 
-    Both are None for a job that is to begin, which includes one that took its checkpoints from another job.
+    Attributes:
+        folder: Folder of the run.
+        last: Checkpoint to resume, or None for a run that is to begin. This includes a job of a sweep that took its
+            checkpoints from another job.
+        finished: Summary of a finished run, or None.
+    """
+
+    folder: Path
+    last: Path | None = None
+    finished: RunSummary | None = None
+
+
+def find_begun(cfg: DictConfig, folder: Path) -> Begun:
+    """Find the run that a command began, in `folder` or, for an unnamed run with `resume=auto`, beside it.
 
     Raises:
-        ConfigError: If the job has another configuration.
+        ConfigError: If the run has another configuration.
     """
+    if cfg.resume not in (None, AUTO):
+        return Begun(folder, Path(cfg.resume))
+    if is_unnamed(cfg):
+        found = _find_newest(cfg, folder.parent) if cfg.resume == AUTO else None
+        if found is None:
+            return Begun(folder)
+        folder = found
     if not (folder / "config.yaml").is_file() or not holds_run(folder):
-        return None, None
+        return Begun(folder)
     _check_config(cfg, folder)
     summary, _ = read_summary(folder)
-    if summary is not None and (folder / "report.html").is_file():
-        return None, summary
+    if summary is not None and is_finished(folder):
+        return Begun(folder, finished=summary)
     last = folder / "checkpoints" / "last.ckpt"
-    return (last if last.is_file() and not _was_taken_over(folder) else None), None
+    return Begun(folder, last if last.is_file() and not _was_taken_over(folder) else None)
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a run has written its last file."""
+    return all((folder / name).is_file() for name in ("summary.json", "report.html"))
+
+
+def _find_newest(cfg: DictConfig, folder: Path) -> Path | None:
+    """Return the newest unnamed run of a folder that has this configuration."""
+    configs = [run / "config.yaml" for run in folder.glob("*") if holds_run(run)]
+    times = {path: path.stat().st_mtime_ns for path in configs if path.is_file()}
+    for path in sorted(times, key=times.__getitem__, reverse=True):
+        with contextlib.suppress(ConfigError):
+            _check_config(cfg, path.parent)
+            if read_run_config(path).get("name") is None:
+                return path.parent
+    return None
 
 
 def _was_taken_over(folder: Path) -> bool:
@@ -61,14 +102,14 @@ def _was_taken_over(folder: Path) -> bool:
 
 
 def _check_config(cfg: DictConfig, folder: Path) -> None:
-    """Check that a job of a sweep began with the configuration that it has now."""
+    """Check that a run began with the configuration that it has now."""
     begun, now = _describe(read_run_config(folder / "config.yaml")), _describe(cfg)
     if changed := [key for key in sorted(begun.keys() | now.keys()) if begun.get(key) != now.get(key)]:
         key = changed[0]
         others = f" and {len(changed) - 1} other key{'s' * (len(changed) > 2)}" if changed[1:] else ""
         raise ConfigError(
-            f"name={cfg.name}: {folder} is a job with {key}={begun.get(key)}, not {now.get(key)}"
-            f"{others}; give another name, or the command that the sweep began with"
+            f"name={cfg.name}: {folder} is a run with {key}={begun.get(key)}, not {now.get(key)}"
+            f"{others}; give another name, or the command that it began with"
         )
 
 

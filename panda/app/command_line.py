@@ -13,6 +13,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from panda.app.launcher import CLUSTER
 from panda.errors import suggest
 from panda.files import CONF
 from panda.settings import quote
@@ -26,10 +27,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> tuple[str, str | None
     cause = error.__cause__
     if isinstance(error, OverrideParseException):
         return _explain_unreadable(error.override), error.override
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        given = _find_argument(group, arguments)
-        return f"{group}={choice}: there is no such choice{suggest(choice, error.options)}", given
+    if isinstance(error, MissingConfigException) and (found := _explain_missing(error, arguments)):
+        return found
     if (several := re.search(r"Ambiguous value for argument '(.*)'\n", str(error))) is not None:
         return (
             f"{several[1]}: a comma separates values; sweep over them with -m, or quote a value that has a comma: "
@@ -49,6 +48,16 @@ def explain(error: Exception, arguments: Sequence[str]) -> tuple[str, str | None
     return (
         f"{str(error).splitlines()[0]}; the arguments were {shlex.join(arguments)}, --help lists choices and keys",
         None,
+    )
+
+
+def _explain_missing(error: MissingConfigException, arguments: Sequence[str]) -> tuple[str, str | None] | None:
+    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    given = _find_argument(group, arguments)
+    if choice.startswith("submitit_"):
+        return f"{given}: submitit and its plugin for Hydra are not installed: {CLUSTER}", given
+    return (
+        (f"{group}={choice}: there is no such choice{suggest(choice, error.options)}", given) if error.options else None
     )
 
 

@@ -20,7 +20,8 @@ from omegaconf import DictConfig
 from panda.app.command_line import explain
 from panda.app.hydra_check import install_hydra_check
 from panda.app.hydra_job import is_multirun, read_key, register_resolvers, remember_arguments, write_overrides
-from panda.app.signals import is_interruption, name_signal, stop_on_signals
+from panda.app.launcher import SUBMITIT, advise_sweep, explain_launcher, has_submitted
+from panda.app.signals import is_interruption, name_signal, pass_on_signal, stop_on_signals
 from panda.errors import ConfigError, PandaError, find_exhaustion
 from panda.files import open_log, remove, write_whole
 
@@ -45,7 +46,7 @@ class Interrupted(KeyboardInterrupt):
 MULTIRUN = "multirun.yaml"
 """The command of a sweep, which Hydra writes."""
 _refusals: list[str] = []
-_crashes: list[Exception] = []
+_crashes: list[BaseException] = []
 _sweeps: dict[Path, bytes | None] = {}
 _closes_logs = ContextVar("_closes_logs", default=False)
 
@@ -67,14 +68,18 @@ def enter(main: Callable[[], Any]) -> NoReturn:
     except KeyboardInterrupt as stop:
         set_up_logging(debug)
         by = f" by {name_signal()}" if name_signal() else ""
-        remedy = str(stop) or "finished work is kept, and the same command continues from there"
+        _close_sweeps()
+        submitted = [advise_sweep(folder) for folder in _sweeps if has_submitted(folder)]
+        remedy = "; ".join(submitted) or str(stop) or "finished work is kept, and the same command continues from there"
         log.error("interrupted%s; %s", by, remedy)
         sys.exit(130)
     except Exception as error:
         if _crashes:
             raise
         set_up_logging(debug)
-        fault = error if isinstance(error, ConfigError) else ConfigError(explain(error, sys.argv[1:])[0])
+        _close_sweeps()
+        said = next(filter(None, (explain_launcher(error, folder) for folder in _sweeps)), None)
+        fault = error if isinstance(error, ConfigError) else ConfigError(said or explain(error, sys.argv[1:])[0])
         _refusals.append(str(fault))
         log.error("ConfigError: %s", fault, exc_info=error if debug else None)
     finally:
@@ -136,24 +141,37 @@ def run_guarded(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     try:
         with stop_on_signals():
             return job(cfg)
-    except Exception as error:
-        if is_interruption(error):
-            raise KeyboardInterrupt from error
-        error = find_exhaustion(error) or error
-        if isinstance(error, SomeSlidesFailed):
-            refuse(error, Path(folder), debug)
-            return error.figure
-        _leave_trace(folder, error)
-        if isinstance(error, PandaError | OSError):
-            refuse(error, Path(folder), debug)
+    except (Exception, KeyboardInterrupt) as error:
+        if not is_interruption(error):
+            return _end_failed(error, Path(folder), debug)
+        try:
+            pass_on_signal()
+        except Exception as refused:  # launchers have errors of their own
+            _refusals.append(str(refused))
+            log.error("interrupted by %s, and not started again: %s", name_signal(), refused)
             return float("nan")
-        if is_multirun():
-            # If raised, it would end the sweep before its other jobs, or before its page.
-            traceback.print_exc()
-            _refusals.append(f"{type(error).__name__}: {error}")
-            return float("nan")
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise KeyboardInterrupt from error
+
+
+def _end_failed(raised: BaseException, folder: Path, debug: bool) -> Any:
+    """Say why a job failed, in its folder too; return its figure if it has one. Without a multirun raise crashes."""
+    error = find_exhaustion(raised) or raised
+    if isinstance(error, SomeSlidesFailed):
+        refuse(error, folder, debug)
+        return error.figure
+    _leave_trace(folder, error)
+    if isinstance(error, PandaError | OSError):
+        refuse(error, folder, debug)
+    elif is_multirun():
+        # If raised, it would end the sweep before its other jobs, or before its page.
+        traceback.print_exc()
+        _refusals.append(f"{type(error).__name__}: {error}")
+    else:
         _crashes.append(error)
-        raise
+        raise error
+    return float("nan")
 
 
 def refuse(error: PandaError | OSError, folder: Path, debug: bool = False) -> None:
@@ -171,9 +189,8 @@ _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; finished wor
 _REMEDIES[errno.EFBIG] = "raise the limit on file size (ulimit -f), or use another file system"
 
 
-def _leave_trace(run_dir: str, error: Exception) -> None:
+def _leave_trace(folder: Path, error: BaseException) -> None:
     """Write the error to the folder of a job that began or is a row of a sweep. A refused command leaves nothing."""
-    folder = Path(run_dir)
     begun = any(isinstance(handler, logging.FileHandler) for handler in log.handlers)
     refused_job = folder.parent.name.startswith("sweep-") and not (folder / "checkpoints").exists()
     if begun or refused_job:
@@ -195,13 +212,27 @@ def record_failed_jobs(failed: int) -> None:
         _refusals.append(f"{failed} jobs of the sweep failed")
 
 
+def _close_sweeps() -> None:
+    """Write the pages of sweeps whose launcher was ended, if a job has left something."""
+    for folder in _sweeps:
+        if folder.is_dir() and any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()):
+            from panda.report.sweep_page import write_sweep  # noqa: PLC0415
+
+            with contextlib.suppress(OSError, PandaError):
+                write_sweep(folder)
+
+
 def _restore_sweeps() -> None:
     """Restore the `multirun.yaml` that each sweep began with, and remove the folder of a sweep that did not begin."""
     for folder, before in _sweeps.items():
         with contextlib.suppress(OSError):  # of a full disk, which has a message already
             if before is not None:
                 write_whole(folder / MULTIRUN, before)
-            elif folder.is_dir() and {path.name for path in folder.iterdir()} <= {MULTIRUN}:
+            elif (
+                folder.is_dir()
+                and {path.name for path in folder.iterdir()} <= {MULTIRUN, SUBMITIT}
+                and not has_submitted(folder)
+            ):
                 remove(folder)
 
 

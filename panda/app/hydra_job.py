@@ -15,6 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from panda.files import write_whole
 
+AUTO = "auto"
+"""Value of `resume` for the run that the same command began."""
 _arguments: list[list[str]] = []
 
 
@@ -31,7 +33,7 @@ def is_multirun() -> bool:
 
 def is_unnamed(cfg: Any) -> bool:
     """Return whether the time of the start names the folder of a job, which is neither resumed nor in a sweep."""
-    return HydraConfig.initialized() and not is_multirun() and cfg.name is None and not cfg.resume
+    return HydraConfig.initialized() and not is_multirun() and cfg.name is None and cfg.resume in (None, AUTO)
 
 
 def make_new_folder(folder: Path) -> Path:
@@ -70,7 +72,9 @@ def job_folder(own: str | None) -> str | None:
 
 def run_folder(resume: str | None, task: str, name: str | None, now: str) -> str:
     """Return the folder of the resumed run, otherwise `runs/<task>/<name or time>`."""
-    return str(Path(str(resume)).parent.parent if resume else Path("runs") / task / str(now if name is None else name))
+    if resume and resume != AUTO:
+        return str(Path(str(resume)).parent.parent)
+    return str(Path("runs") / task / str(now if name is None else name))
 
 
 def sweep_folder(task: str, name: str | None, now: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +29,7 @@ from panda.app.training_reuse import (
 from panda.data.datamodule import PatchDataModule
 from panda.data.failures import Failure
 from panda.data.loaders import count_workers
-from panda.files import hold_lock
+from panda.report.run_folder import read_text
 from panda.report.run_summary import SCHEMA, BootstrapSummary, RunSummary
 from panda.tasks.bootstrap import RESAMPLES
 from panda.tasks.checkpoint import read_checkpoint
@@ -49,6 +50,7 @@ class Run:
         resume: The checkpoint that is resumed, or None.
         sweep: The folder of the sweep if the run is a job of one.
         notes: Sentences that a reader of the figures must know.
+        held: Holds the training against other jobs of the sweep until it is finished.
     """
 
     cfg: TrainConfig
@@ -60,6 +62,7 @@ class Run:
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     clock: Clock | None = None
+    held: ExitStack = field(default_factory=ExitStack)
 
     @property
     def best(self) -> Path:
@@ -91,6 +94,8 @@ class Run:
             "bootstrap": BootstrapSummary(resamples=RESAMPLES, seed=self.cfg.seed, level=0.95, unit="groups of slides"),
             "trained_by": self.training.trained_by if self.training else None,
             "notes": self.notes,
+            "overrides": read_text(self.folder / "overrides.txt").splitlines(),
+            "lost_slides": len(self.failures),
         }
 
     def log_summary(self, summary: RunSummary, pictures: Mapping[str, Path], **about: Any) -> None:
@@ -106,19 +111,19 @@ class Run:
     ) -> None:
         """Train, resume a training, or reuse the training of another job of the sweep with the same fingerprint.
 
-        If two jobs would train the same at the same time, one trains and the other waits. `panda.app.resume_point`
-        checks a resumed run before. `fingerprint_training` describes `learns_from`.
+        Afterwards the training is let go, see `panda.app.shared_training`. `panda.app.resume_point` checks a resumed
+        run before. `fingerprint_training` describes `learns_from`.
         """
         device = str(self.trainer.strategy.root_device)
         fingerprint = fingerprint_training(self.cfg, task.metadata, learns_from, device)
-        if self.sweep is None:
+        found = None
+        if self.sweep is not None and not self.resume:
+            found = find_training(self.sweep, fingerprint, self.folder, task.metadata)
+        if found is None:
             self._train(task, data, fingerprint)
+            self.held.close()
             return
-        with hold_lock(self.sweep / f"training-{fingerprint[:16]}"):
-            found = None if self.resume else find_training(self.sweep, fingerprint, self.folder, task.metadata)
-            if found is None:
-                self._train(task, data, fingerprint)
-                return
+        self.held.close()
         source, training = found
         self.training = take_over(source, training, self.folder, task.metadata)
         replay_metrics(read_metrics(source), self.trainer.loggers)

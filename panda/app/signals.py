@@ -1,10 +1,14 @@
-"""Signals of schedulers: SIGTERM, SIGUSR1 and SIGUSR2 end a job as Ctrl-C does."""
+"""Signals of schedulers: SIGTERM, SIGUSR1 and SIGUSR2 end a job as Ctrl-C does.
+
+A launcher of a sweep that has handlers of its own gets SIGUSR1 and SIGUSR2 after the job has stopped, for example to
+put it into the queue again. Its handler of SIGTERM stays, because schedulers send SIGTERM first.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -12,6 +16,7 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUS
 """Signals that end a job; Windows has one of them."""
 
 _received: list[str] = []
+_of_launcher: dict[int, Callable[[int, FrameType | None], object]] = {}
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -30,6 +35,8 @@ def stop_on_signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOPPING}
     if _stop not in before.values():
         _received.clear()
+        _of_launcher.clear()
+        _of_launcher.update((number, handler) for number, handler in before.items() if callable(handler))
     handle_signals()
     try:
         yield
@@ -41,7 +48,15 @@ def stop_on_signals() -> Iterator[None]:
 def handle_signals(*, ignore: bool = False) -> None:
     """Set the handlers of this process; a process that another one ends ignores the signals."""
     for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN if ignore else _stop)
+        own = _of_launcher.get(number, _stop) if number == signal.SIGTERM else _stop
+        signal.signal(number, signal.SIG_IGN if ignore else own)
+
+
+def pass_on_signal() -> None:
+    """Give the signal that ended the job to the launcher's handler, if it has one; it may end the process."""
+    for name in _received[:1]:
+        if (handler := _of_launcher.get(number := signal.Signals[name])) is not None:
+            handler(number, None)
 
 
 def name_signal() -> str:

@@ -1,4 +1,4 @@
-"""Write the table of a sweep after each job, and its page at the end."""
+"""Run what waits for a job of a sweep after it, and write the table and page at the end."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from panda.app.entry_point import record_failed_jobs, refuse, remember_sweep
-from panda.app.hydra_job import make_new_folder
+from panda.app.entry_point import guard, record_failed_jobs, refuse, remember_sweep
+from panda.app.hydra_job import is_typed, make_new_folder
+from panda.app.signals import name_signal
 from panda.settings import quote
 
 
 class SweepPage(Callback):
-    """Hydra callback that writes `sweep.csv` and `sweep.html` into the sweep's folder."""
+    """Hydra callback of the jobs of a sweep, and of the whole sweep, which gets `sweep.csv` and `sweep.html`."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Remember the sweep, before Hydra makes its folder and checks the jobs.
@@ -33,24 +34,24 @@ class SweepPage(Callback):
         remember_sweep(folder)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Write the table after each job, in the process that ran it, so that a killed sweep has one.
+        """Run the jobs that wait for the training of this one, in the process that ran it."""
+        if config.hydra.mode == RunMode.MULTIRUN and not name_signal():
+            from panda.app.shared_training import run_registered  # noqa: PLC0415
+            from panda.app.train import train  # noqa: PLC0415
 
-        The page is written at the end only, because its cost grows with the number of jobs.
-        """
-        if config.hydra.mode == RunMode.MULTIRUN:
-            from panda.report.sweep_page import write_sweep_table  # noqa: PLC0415
-
-            write_sweep_table(Path(config.hydra.sweep.dir))
+            typed = list(config.allow_packages) if is_typed("allow_packages") else []
+            run_registered(guard(train), typed)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the page and record failed jobs, after the last job."""
         # Imported here, because Hydra builds its callbacks even for --help.
-        from panda.report.sweep_jobs import read_jobs  # noqa: PLC0415
+        from panda.report.sweep_jobs import is_successful, read_jobs  # noqa: PLC0415
         from panda.report.sweep_page import write_sweep  # noqa: PLC0415
 
         folder = Path(config.hydra.sweep.dir)
-        record_failed_jobs(sum(job.error != "" or job.lost_slides > 0 for job in read_jobs(folder)))
+        jobs = read_jobs(folder)
+        record_failed_jobs(sum(not is_successful(job) for job in jobs))
         try:
-            print(f"sweep: {write_sweep(folder)}")
+            print(f"sweep: {write_sweep(folder, jobs)}")
         except OSError as error:  # Hydra would only warn, with exit status 0
             refuse(error, folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
-from panda.app.begun_job import clear_failed_start, continue_job
+from panda.app.begun_job import Begun, clear_failed_start, find_begun
 from panda.app.build import Faults
 from panda.app.callbacks import (
     Clock,
@@ -32,26 +32,26 @@ from panda.app.dashboard import replay_views
 from panda.app.entry_point import Interrupted, SomeSlidesFailed, close_logs, log_to_file, make_folder
 from panda.app.grading import GradingExperiment
 from panda.app.grading_config import GradingConfig
-from panda.app.hydra_job import is_multirun, is_unnamed, make_new_folder, read_key, write_overrides
+from panda.app.hydra_job import AUTO, is_multirun, is_unnamed, make_new_folder, read_key, write_overrides
 from panda.app.learning_record import LearningRecord
 from panda.app.resume import load_resumed_config
 from panda.app.resume_point import ResumePoint, check_resumed
 from panda.app.run import Experiment, Run
 from panda.app.segmentation import SegmentationExperiment
 from panda.app.segmentation_config import SegmentationConfig
+from panda.app.shared_training import hold_training, look_after
 from panda.app.signals import is_interruption
 from panda.app.tracking import end_wandb, read_metrics, replay_metrics, set_wandb_aside
 from panda.app.train_config import TrainConfig
-from panda.app.training_reuse import list_software_versions
+from panda.app.training_reuse import list_software_versions, select_decisive
 from panda.data.failures import write_failures
 from panda.errors import ConfigError, LockedError
-from panda.files import hold_lock, remove_leftovers, write_json, write_whole
+from panda.files import fingerprint, hold_lock, remove_leftovers, write_json, write_whole
 from panda.report.headline import format_headline
 from panda.report.interpretation import list_headlines
 from panda.report.run_page import write_run_page
 from panda.report.run_summary import RunSummary
-from panda.report.sweep_page import write_sweep
-from panda.settings import format_override
+from panda.settings import escape, format_override
 from panda.tables import read_output_table
 from panda.tasks.checkpoint import AtomicCheckpointIO
 
@@ -76,27 +76,45 @@ def train(cfg: DictConfig) -> float:
     """
     started = time.monotonic()
     cfg, config = check(cfg)
-    resume = Path(config.resume) if config.resume else None
     folder = Path(config.run_dir)
-    if is_multirun() and not resume:
-        resume, finished = continue_job(cfg, folder)
-        if finished:
-            return _reuse_job(folder, finished)
+    begun = find_begun(cfg, folder)
+    with ExitStack() as held:
+        if is_multirun():
+            training = folder.parent / f"training-{fingerprint(select_decisive(config))[:16]}"
+            if begun.finished:
+                look_after(training)
+            elif hold_training(training, folder, held, cfg, resumed=begun.last is not None):
+                begun = find_begun(cfg, folder)  # another process may have ended it before
+            else:
+                return math.nan
+        if begun.finished:
+            log.info("%s: finished before", begun.folder)
+            lost = len(read_output_table(begun.folder / "failures.csv"))
+            return _return_figure(begun.folder, lost, find_objective(begun.finished))
+        return _train(cfg, config, begun, held, started=started)
+
+
+def _train(cfg: DictConfig, config: TrainConfig, begun: Begun, held: ExitStack, *, started: float) -> float:
+    """Begin or resume a run. `held` holds its training against other jobs of a sweep."""
     experiment: Experiment
     if isinstance(config, GradingConfig):
         experiment = GradingExperiment(config)
     else:
         assert isinstance(config, SegmentationConfig)
         experiment = SegmentationExperiment(config)
-    point = check_resumed(cfg, resume, experiment) if resume else None
-
+    point = check_resumed(cfg, begun.last, experiment) if begun.last else None
+    folder = begun.folder
+    cfg.resume, cfg.run_dir = escape(str(begun.last)) if begun.last else None, escape(str(folder))
     if is_unnamed(cfg):
         cfg.run_dir = str(folder := make_new_folder(folder))
     make_folder(folder)
     try:
         with hold_lock(folder / "run", wait=False):
-            return _run(cfg, config, folder, point, experiment, started=started)
+            return _run(cfg, config, folder, point, experiment, held=held, started=started)
     except LockedError as error:
+        if is_multirun():
+            log.warning("%s: another process runs this job (%s)", folder, error)
+            return math.nan
         raise ConfigError(
             f"name={config.name}: another process works in {folder}; take another name, or wait for it ({error})"
         ) from error
@@ -109,7 +127,7 @@ def check(cfg: DictConfig, faults: Faults | None = None) -> tuple[DictConfig, Tr
     """
     faults = faults or Faults()
     resume = read_key(cfg, "resume")
-    if resume and isinstance(resume, str):
+    if resume and isinstance(resume, str) and resume != AUTO:
         with faults.collect():
             cfg = load_resumed_config(cfg, Path(resume))
     with suppress(ValueError, TypeError):  # the check names an impossible seed
@@ -124,6 +142,7 @@ def _run(
     point: ResumePoint | None,
     experiment: Experiment,
     *,
+    held: ExitStack,
     started: float,
 ) -> float:
     """Run in a folder that no other process uses. `raw` is the configuration that `cfg` was read from."""
@@ -140,7 +159,7 @@ def _run(
     clock = Clock(started)
     sweep = folder.parent if is_multirun() else None
     trainer = build_trainer(cfg, folder, experiment, clock, point)
-    run = Run(cfg, folder, point.path if point else None, trainer, sweep, clock=clock)
+    run = Run(cfg, folder, point.path if point else None, trainer, sweep, clock=clock, held=held)
     try:
         selection = experiment.data.select()
         selection.write(folder / "splits.csv")
@@ -161,7 +180,6 @@ def _run(
             name = format_override(f"name={run.sweep.name.removeprefix('sweep-')}")
             remedy = f"the same command with {name} continues the sweep"
             write_whole(folder / "error.txt", f"interrupted; {remedy}\n")
-            write_sweep(run.sweep)
         else:
             command = f"python train.py {format_override(f'resume={run.last}')}"
             remedy = f"resume it with: {command}" if run.last.exists() else ""
@@ -169,12 +187,6 @@ def _run(
     finally:
         end_wandb()
     return _return_figure(folder, len(run.failures), figure)
-
-
-def _reuse_job(folder: Path, summary: RunSummary) -> float:
-    """Return the figure of a job that an earlier command of the sweep finished."""
-    log.info("%s: finished before", folder)
-    return _return_figure(folder, len(read_output_table(folder / "failures.csv")), find_objective(summary))
 
 
 def _return_figure(folder: Path, failures: int, figure: float) -> float:

@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import nn
 
-from panda.app.begun_job import holds_run
+from panda.app.begun_job import holds_run, is_finished
 from panda.app.build import build
-from panda.app.hydra_job import is_multirun, is_unnamed
+from panda.app.hydra_job import AUTO, is_multirun, is_unnamed
 from panda.app.registry import Slot
 from panda.app.tracking import Tracking
 from panda.app.trainer import TrainerSettings
@@ -103,8 +103,10 @@ class TrainConfig(Settings):
     @rule
     def _check_folder(self) -> Iterator[str]:
         folder = Path(self.run_dir)
-        begun_job = is_multirun() and (folder / "config.yaml").is_file()
-        if not self.resume and not begun_job and not is_unnamed(self) and holds_run(folder):
+        if self.resume not in (None, AUTO) or is_unnamed(self) or not holds_run(folder):
+            return
+        always = is_multirun() or self.resume == AUTO
+        if not (folder / "config.yaml").is_file() or (is_finished(folder) and not always):
             last = folder / "checkpoints" / "last.ckpt"
             resume = format_override(f"resume={last}")
             remedy = advise_removal(folder, "config.yaml", "take another name")

@@ -83,6 +83,15 @@ class Training(Plain, frozen=True):
         write_json(folder / RECORD, self.model_dump(mode="json"))
 
 
+def select_decisive(config: Settings) -> dict[str, Any]:
+    """Return the configuration without the keys in `EVALUATION`. Jobs of a sweep that share it share a training."""
+    decisive = config.model_dump(mode="json")
+    for key in EVALUATION:
+        node, _, name = key.rpartition(".")
+        (decisive[node] if node else decisive).pop(name, None)
+    return decisive
+
+
 def fingerprint_training(
     config: Settings, metadata: CheckpointMetadata, learns_from: Mapping[str, Any], device: str
 ) -> str:
@@ -91,13 +100,9 @@ def fingerprint_training(
     Keys in `EVALUATION` and metadata in `AFTER_TRAINING` are ignored. `learns_from` identifies the slides, masks and
     tiles of training and validation, as plain data.
     """
-    decisive = config.model_dump(mode="json")
-    for key in EVALUATION:
-        node, _, name = key.rpartition(".")
-        (decisive[node] if node else decisive).pop(name, None)
     return fingerprint(
         {
-            "config": decisive,
+            "config": select_decisive(config),
             "metadata": metadata.model_dump(mode="json", exclude=set(AFTER_TRAINING)),
             "learns_from": dict(learns_from),
             "device": device,

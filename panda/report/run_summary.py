@@ -73,6 +73,10 @@ class CommonSummary(Plain, frozen=True):
         description="Job of the sweep whose weights were evaluated. Null if the run trained its own."
     )
     notes: list[str] = Field(description="What a reader of the figures must know.")
+    overrides: list[str] | None = Field(default=None, description="What was typed, `key=value`. Absent in older runs.")
+    lost_slides: NonNegativeInt | None = Field(
+        default=None, description="Number of slides that the run could not use. Absent in older runs."
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `summary.json`."""

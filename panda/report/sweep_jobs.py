@@ -1,18 +1,34 @@
-"""Read the jobs of a sweep from their folders."""
+"""Read the jobs of a sweep from their folders.
+
+The record of a job that ended well is its `summary.json`, the only file that is opened then.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from panda.files import is_locked
 from panda.report.interpretation import LESS_IS_BETTER, list_headlines
 from panda.report.run_folder import make_link, make_natural_key, parse_number, read_text
 from panda.report.run_summary import GradingSummary, RunSummary, read_summary
 from panda.tables import read_output_table
 from panda.tasks.figures import Figures
 
-_JOB_FILES = ("overrides.txt", "summary.json", "config.yaml", "error.txt")
+_JOB_FILES = frozenset({"overrides.txt", "summary.json", "config.yaml", "error.txt"})
+STATES = {
+    "done": "",
+    "failed": "",
+    "interrupted": "",
+    "running": "The job is running.",
+    "waiting": "The job waits for another one, which trains for both and then evaluates it.",
+    "lost": "The job was killed: the command of the sweep with its name continues it.",
+}
+"""State of a job, and its error if no file has one."""
+WAITING = ".training-*.waiting"
+"""Folders of a sweep with an empty file for each job that another job is to evaluate."""
 
 
 @dataclass(frozen=True)
@@ -22,25 +38,20 @@ class Job:
     Attributes:
         name: Name of its folder.
         choices: Overridden keys and their values.
+        state: One of `STATES`.
         summary: None if it failed or is unfinished.
         error: Text of its error, or why it has no figures; empty if it ended well.
         report: Address of its own page, empty if it has none.
         lost_slides: Number of slides that it skipped.
-        has_ended: False for a job that is running or was killed.
     """
 
     name: str
     choices: dict[str, str]
+    state: str
     summary: RunSummary | None
     error: str
     report: str
     lost_slides: int = 0
-    has_ended: bool = True
-
-    @property
-    def state(self) -> str:
-        """Return `done`, `failed` or `unfinished`."""
-        return "done" if not self.error else "failed" if self.has_ended else "unfinished"
 
     @property
     def scoring(self) -> str:
@@ -81,6 +92,11 @@ class Job:
         return None if scores is None else scores.find_interval(self.key)
 
 
+def list_waiting(sweep_dir: Path) -> Collection[str]:
+    """Return the names of the jobs that another job is to evaluate."""
+    return {path.name for folder in sweep_dir.glob(WAITING) for path in folder.iterdir()}
+
+
 def parse_overrides(text: str) -> dict[str, str]:
     """Read overrides, one on each line: `key=value`, with `+`, `++` or `~` before the key as in Hydra."""
     choices = {}
@@ -91,22 +107,41 @@ def parse_overrides(text: str) -> dict[str, str]:
     return choices
 
 
-def _read_job(folder: Path) -> Job:
-    summary, fault = read_summary(folder)
-    error, ended = "", True
-    if fault:
-        error = read_text(folder / "error.txt").strip()
-        ended = bool(error) or (folder / "summary.json").is_file()
-        error = error or (fault if ended else f"{fault} The job is still running, or was killed.")
-    report = make_link(folder.name, "report.html") if (folder / "report.html").is_file() else ""
-    lost = len(read_output_table(folder / "failures.csv"))
-    return Job(folder.name, parse_overrides(read_text(folder / "overrides.txt")), summary, error, report, lost, ended)
+def _read_job(folder: Path, waits: bool) -> Job | None:
+    """Read a job; None if the folder has none of its files. `waits`: another job is to evaluate it."""
+    names = {entry.name for entry in os.scandir(folder)}
+    if not names & _JOB_FILES:
+        return None
+    summary, fault = read_summary(folder) if "summary.json" in names else (None, "")
+    state, error = "done", ""
+    if summary is None:
+        error = read_text(folder / "error.txt").strip() if "error.txt" in names else ""
+        if error or fault:
+            state = "interrupted" if error.startswith("interrupted") else "failed"
+            error = error or fault
+        else:
+            state = "running" if is_locked(folder / "run") else "waiting" if waits else "lost"
+            error = STATES[state]
+    overrides = summary.overrides if summary else None
+    if overrides is None:
+        overrides = read_text(folder / "overrides.txt").splitlines()
+    lost = summary.lost_slides if summary else None
+    if lost is None:
+        lost = len(read_output_table(folder / "failures.csv")) if "failures.csv" in names else 0
+    report = make_link(folder.name, "report.html") if "report.html" in names else ""
+    return Job(folder.name, parse_overrides("\n".join(overrides)), state, summary, error, report, lost)
 
 
 def read_jobs(sweep_dir: Path) -> list[Job]:
     """Read the jobs of a sweep: every subfolder with a file of a job, in natural order of their names."""
-    folders = [f for f in sweep_dir.iterdir() if f.is_dir() and any((f / name).is_file() for name in _JOB_FILES)]
-    return [_read_job(folder) for folder in sorted(folders, key=lambda f: make_natural_key(f.name))]
+    waiting = list_waiting(sweep_dir)
+    folders = sorted((f for f in sweep_dir.iterdir() if f.is_dir()), key=lambda f: make_natural_key(f.name))
+    return [job for folder in folders if (job := _read_job(folder, folder.name in waiting)) is not None]
+
+
+def is_successful(job: Job) -> bool:
+    """Return whether a job is done and used all its slides."""
+    return job.state == "done" and not job.lost_slides
 
 
 def split_choices(jobs: Sequence[Job]) -> tuple[list[str], list[tuple[str, str]]]:

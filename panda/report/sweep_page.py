@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -71,7 +72,8 @@ def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, D
         state = Cell(job.state, style="bad" if job.error else "")
         row = [Cell(job.name, href=job.report), state]
         row += [Cell(job.choices.get(k, ""), why="the default") for k in varied]
-        why = "the job failed" if job.error else "this split was not scored"
+        unscored = "the job failed" if job.state == "failed" else f"the job is {job.state}"
+        why = unscored if job.error else "this split was not scored"
         for key in figures:
             for split in ("val", "test"):
                 scores = job.find_scores(split)
@@ -84,8 +86,8 @@ def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, D
                         _make_gap_cell(gap, key == job.key and job.name in best, why if job.error else _UNPAIRED)
                     )
         threshold = job.summary.threshold if job.summary else None
-        row.append(make_cell(threshold, "score", "the job failed" if job.error else "the task has no threshold"))
-        row.append(make_cell(job.summary.seconds if job.summary else None, "seconds", "the job failed"))
+        row.append(make_cell(threshold, "score", unscored if job.error else "the task has no threshold"))
+        row.append(make_cell(job.summary.seconds if job.summary else None, "seconds", unscored))
         if taken:
             by = job.summary.trained_by if job.summary else None
             row.append(Cell(f"job {by}" if by else " "))
@@ -118,13 +120,13 @@ def _shorten(text: str) -> str:
     return text if len(text) <= _MOST_ERROR else f"{text[: _MOST_ERROR - 1]}…"
 
 
-def _list_errors(failed: Sequence[Job], varied: Sequence[str]) -> list[tuple[str, str]]:
+def _list_errors(jobs: Sequence[Job], varied: Sequence[str]) -> list[tuple[str, str]]:
     """Return the errors that the table cuts short, each once, with the jobs that it ended."""
-    jobs: dict[str, list[str]] = {}
-    for job in failed:
+    ended: dict[str, list[str]] = {}
+    for job in jobs:
         if _shorten(job.error).endswith("…"):
-            jobs.setdefault(job.error, []).append(f"{job.name} ({label_job(job, varied)})")
-    return [(", ".join(names), error) for error, names in jobs.items()]
+            ended.setdefault(job.error, []).append(f"{job.name} ({label_job(job, varied)})")
+    return [(", ".join(names), error) for error, names in ended.items()]
 
 
 def _draw_bars(jobs: Sequence[Job], varied: Sequence[str]) -> list[Markup]:
@@ -168,12 +170,12 @@ def _draw_effects(jobs: Sequence[Job], varied: Sequence[str]) -> tuple[list[Mark
 
 
 def _draw_curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) -> Markup:
-    """Draw all threshold curves in one chart, the best by validation in colour and the rest in grey.
+    """Draw the threshold curves of the first jobs in one chart, the best by validation in colour, the rest in grey.
 
     Jobs of one training share a curve, on which their thresholds are marked.
     """
     curves: dict[tuple[Any, ...], tuple[Line, list[Job]]] = {}
-    for job in rank_jobs(jobs):
+    for job in rank_jobs(jobs)[:_MOST_BARS]:
         line = read_threshold_line(sweep_dir / job.name / "threshold_curve.csv", "", GREY)
         if job.summary and line.xs:
             curves.setdefault((tuple(line.xs), tuple(line.ys)), (line, []))[1].append(job)
@@ -191,6 +193,7 @@ def _draw_curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) ->
                 marks.append((line.xs[nearest], line.ys[nearest], text))
         lines.append(Line(name, line.xs, line.ys, colour, marks))
     title = "Pooled Dice on validation; a ring is the threshold of a job"
+    title += f"; the best {_MOST_BARS} of {len(jobs)} jobs" if len(jobs) > _MOST_BARS else ""
     return draw_lines(title, lines, "threshold", y_range=(0.0, 1.0), size=(1100, 400))
 
 
@@ -223,40 +226,24 @@ def _write_jobs(path: Path, jobs: Sequence[Job], varied: Sequence[str], gaps: Ma
     write_table(path, rows, [*columns, *last])
 
 
-def write_sweep_table(sweep_dir: Path) -> None:
-    """Write `sweep.csv` from the folder of a sweep, without the comparisons that take long.
+def write_sweep(sweep_dir: Path, jobs: Sequence[Job] | None = None) -> Path:
+    """Write `sweep.csv` and `sweep.html` from the folder of a sweep, or from its jobs if they were read already.
 
     Each job has a subfolder with `overrides.txt` and either `summary.json` or, if the job failed, `error.txt`.
     """
-    with _hold_sweep(sweep_dir):
-        jobs = read_jobs(sweep_dir)
-        _write_jobs(sweep_dir / "sweep.csv", jobs, split_choices(jobs)[0], {})
-
-
-def write_sweep(sweep_dir: Path) -> Path:
-    """Write `sweep.csv` and `sweep.html` from the folder of a sweep, see `write_sweep_table`."""
     sweep_dir = Path(sweep_dir).absolute()
-    with _hold_sweep(sweep_dir):
-        return _write_sweep(sweep_dir)
-
-
-@contextlib.contextmanager
-def _hold_sweep(sweep_dir: Path) -> Iterator[None]:
-    """Hold the lock of the files beside the jobs of a sweep."""
     require_folder(sweep_dir)
     with hold_lock(sweep_dir / "sweep.csv"):
         remove_leftovers(sweep_dir)
-        yield
+        return _write_sweep(sweep_dir, read_jobs(sweep_dir) if jobs is None else jobs)
 
 
-def _write_sweep(sweep_dir: Path) -> Path:
-    jobs = read_jobs(sweep_dir)
+def _write_sweep(sweep_dir: Path, jobs: Sequence[Job]) -> Path:
     varied, constant = split_choices(jobs)
     gaps = _pair_with_best(sweep_dir, jobs)
     _write_jobs(sweep_dir / "sweep.csv", jobs, varied, gaps)
     if same := find_repeats(jobs, varied):
         write_table(sweep_dir / "repeats.csv", [repeat.to_row() for repeat in same])
-    failed = [job for job in jobs if job.error]
     groups = _group_jobs(jobs)
     best = groups[0][0] if len({same[0].subject for same in groups}) == 1 else None
     shown = [format_value(best.find_score(split), "headline") for split in ("val", "test")] if best else []
@@ -266,9 +253,9 @@ def _write_sweep(sweep_dir: Path) -> Path:
         "sweep.html",
         name=sweep_dir.name,
         jobs=len(jobs),
-        failed=len(failed),
+        states=[(state, count) for state, count in Counter(job.state for job in jobs).items() if state != "done"],
         trainings=sum(job.summary is not None and not job.summary.trained_by for job in jobs),
-        errors=_list_errors(failed, varied),
+        errors=_list_errors(jobs, varied),
         constant=constant,
         best=best and (label_job(best, varied), best.report, name_figure(best.key), *shown),
         table=_make_table(jobs, varied, gaps),

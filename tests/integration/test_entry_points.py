@@ -302,7 +302,7 @@ def test_train_sweep_ctrl_c_keeps_finished_jobs(home: Path, trained_run: Path, m
     sweep = home / "runs/segmentation/sweep-stopped"
     assert "the same command with name=stopped continues the sweep" in done.stderr
     rows = table(sweep / "sweep.csv")
-    assert [row["state"] for row in rows] == ["done", "failed"]
+    assert [row["state"] for row in rows] == ["done", "interrupted"]
     assert rows[1]["error"].startswith("interrupted; the same command with name=stopped")
     assert (sweep / "sweep.html").is_file()
     assert not (sweep / "2").exists()
@@ -318,7 +318,7 @@ def test_train_sweep_ctrl_c_keeps_finished_jobs(home: Path, trained_run: Path, m
     assert [(row["seed"], row["state"]) for row in rows] == [("1", "done"), ("2", "done"), ("3", "done")]
     done = run_entry_point("train", home, *command, "name=stopped", "threshold=0.2")
     assert done.returncode == 1
-    assert done.stderr.count("is a job with threshold=auto, not 0.2") == 3
+    assert done.stderr.count("is a run with threshold=auto, not 0.2") == 3
 
 
 def test_train_diverging_loss_is_refused(home: Path, trained_run: Path) -> None:

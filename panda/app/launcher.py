@@ -1,0 +1,44 @@
+"""Say what ended the launcher of a sweep. Its jobs can be in other processes, and outlive it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from panda.settings import format_override
+
+CLUSTER = "pip install 'panda-wsi[cluster]'"
+"""How to install the packages that a cluster needs."""
+SUBMITIT = ".submitit"
+"""Folder of a sweep with the files of submitit."""
+
+
+def has_submitted(sweep: Path) -> bool:
+    """Return whether a launcher has given jobs of a sweep to other processes."""
+    return any(sweep.glob(f"{SUBMITIT}/*/*_submitted.pkl"))
+
+
+def advise_sweep(sweep: Path) -> str:
+    """Return what a user can do with a sweep whose jobs may still run."""
+    name = format_override(f"name={sweep.name.removeprefix('sweep-')}")
+    return (
+        f"the other jobs go on; python -m panda.report.sweep {sweep} shows all at any time, and the same command with "
+        f"{name} continues those that have ended too early"
+    )
+
+
+def explain_launcher(error: Exception, sweep: Path) -> str | None:
+    """Return in a sentence why submitit ended, or None if it is another error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, RuntimeError) and 'Could not detect "srun"' in str(error):
+        return (
+            "hydra/launcher=slurm: this machine has no srun, so it is no part of a SLURM cluster: run the command on a "
+            "login node, or use hydra/launcher=submitit_local"
+        )
+    if not type(error).__module__.startswith("submitit"):
+        return None
+    if has_submitted(sweep):
+        return f"a job ended without a result ({lines[0]}): {advise_sweep(sweep)}"
+    said = next((line for line in lines if "error:" in line), lines[-1])
+    return (
+        f"hydra/launcher: the scheduler refused the jobs ({said}): correct hydra.launcher.partition and its other keys"
+    )

@@ -1,0 +1,123 @@
+"""Jobs of a sweep that share a training: one trains, and then evaluates those that registered.
+
+A job that finds its training held does not wait, because it would keep a GPU idle. It registers and ends. The holder
+looks for registered jobs after its own evaluation, and runs them in its process. A job registers before it tries to
+hold the training for the last time, and a holder looks after it has let go. So no job is forgotten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from panda.app.hydra_job import write_overrides
+from panda.app.resume import read_run_config
+from panda.errors import ConfigError, LockedError
+from panda.files import hold_lock, write_whole
+from panda.report.run_folder import read_text
+from panda.settings import escape
+
+log = logging.getLogger(__name__)
+
+_to_look_after: set[Path] = set()
+"""Trainings that this process has held, and whose registered jobs it has not looked for since."""
+
+
+def look_after(training: Path) -> None:
+    """Let `run_registered` look for the jobs that registered for a training; `training` is the name of its lock."""
+    _to_look_after.add(training)
+
+
+def hold_training(training: Path, folder: Path, held: contextlib.ExitStack, cfg: DictConfig, *, resumed: bool) -> bool:
+    """Hold a training for a job until `held` closes; if another job holds it, register the job and return False.
+
+    Args:
+        training: Name of the lock, in the folder of the sweep.
+        folder: Folder of the job.
+        held: Gets the lock.
+        cfg: Configuration of the job.
+        resumed: The job has trained before.
+    """
+    holder = training.with_name(f".{training.name}.holder")
+    for last in (False, True):
+        with contextlib.suppress(LockedError):
+            held.enter_context(hold_lock(training, wait=False))
+            write_whole(holder, folder.name)
+            look_after(training)
+            return True
+        if not last:
+            _register(training, folder, cfg, resumed=resumed)
+    other = read_text(holder) or "another"
+    log.info(
+        "%s: job %s trains for this one too, and evaluates it afterwards: this process has nothing to do", folder, other
+    )
+    return False
+
+
+def _register(training: Path, folder: Path, cfg: DictConfig, *, resumed: bool) -> None:
+    try:
+        with hold_lock(folder / "run", wait=False):
+            write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            write_overrides(folder, resumed=resumed)
+            (folder / "error.txt").unlink(missing_ok=True)
+    except LockedError:  # the job itself runs
+        return
+    registered = _find_registered(training)
+    registered.mkdir(exist_ok=True)
+    (registered / folder.name).touch()
+
+
+def _find_registered(training: Path) -> Path:
+    """Return the folder with an empty file for each registered job, see `panda.report.sweep_jobs.WAITING`."""
+    return training.with_name(f".{training.name}.waiting")
+
+
+def run_registered(run: Callable[[DictConfig], object], allow_packages: list[str]) -> None:
+    """Run the jobs that registered for the trainings that this process has held.
+
+    Args:
+        run: Runs a job, whose errors it writes to the folder of the job.
+        allow_packages: Packages that were typed with the command of this process. No file can allow others.
+    """
+    tried: set[Path] = set()
+    while _to_look_after:
+        training = _to_look_after.pop()
+        registered = _find_registered(training)
+        while left := sorted(set(registered.glob("*")) - tried):
+            tried.add(left[0])
+            folder = training.parent / left[0].name
+            log.info("%s: it registered for this training", folder)
+            try:
+                with _enter_job(folder) as cfg:
+                    cfg.allow_packages = allow_packages
+                    run(cfg)
+            except ConfigError as error:  # its config.yaml was edited
+                log.error("%s", error)
+            if any((folder / name).exists() for name in ("summary.json", "error.txt")):
+                left[0].unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _enter_job(folder: Path) -> Iterator[DictConfig]:
+    """Make another job of the sweep the current one of Hydra, and yield its configuration."""
+    cfg = read_run_config(folder / "config.yaml")
+    cfg.run_dir = escape(str(folder))
+    hydra = HydraConfig.instance()
+    before = hydra.cfg
+    assert before is not None
+    now: Any = copy.copy(before)
+    with read_write(now.hydra), open_dict(now.hydra):
+        now.hydra.overrides.task = read_text(folder / "overrides.txt").splitlines()
+        now.hydra.runtime.output_dir = str(folder)
+    hydra.cfg = now
+    try:
+        yield cfg
+    finally:
+        hydra.cfg = before

@@ -1,0 +1,41 @@
+"""Write table and page of a sweep from its folder: `python -m panda.report.sweep FOLDER`.
+
+It can be run at any time, also while jobs run or after the process that started them has ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from panda.errors import PandaError
+from panda.report.page import require_folder
+from panda.report.sweep_jobs import is_successful, read_jobs
+from panda.report.sweep_page import write_sweep
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write table and page, print the states of the jobs; return 0 only if all jobs are done and lost no slides."""
+    parser = argparse.ArgumentParser(
+        prog="python -m panda.report.sweep", description="Write sweep.csv and sweep.html from the folder of a sweep."
+    )
+    parser.add_argument("folder", type=Path, help="runs/<task>/sweep-NAME")
+    folder = parser.parse_args(arguments).folder
+    try:
+        require_folder(folder)
+        jobs = read_jobs(folder)
+        page = write_sweep(folder, jobs)
+    except (PandaError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    states = Counter(job.state for job in jobs)
+    print(f"{len(jobs)} jobs: {', '.join(f'{count} {state}' for state, count in states.items()) or 'none has begun'}")
+    print(f"sweep: {page}")
+    return int(not jobs or not all(map(is_successful, jobs)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Jobs of a sweep that share a training: one holds it, the others register and end, and none is forgotten."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from panda.app import shared_training
+from panda.app.hydra_job import job_folder, list_overrides
+from panda.app.shared_training import hold_training, look_after, run_registered
+from panda.report.sweep_jobs import list_waiting
+
+
+def make_hydra_config() -> Any:
+    hydra = {"mode": RunMode.MULTIRUN, "overrides": {"task": ["threshold=0.3"]}, "runtime": {"output_dir": "x"}}
+    cfg = OmegaConf.create({"hydra": hydra})
+    OmegaConf.set_readonly(cfg.hydra, True)
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+@pytest.fixture(autouse=True)
+def job_of_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", make_hydra_config())
+    shared_training._to_look_after.clear()
+
+
+def configure(sweep: Path, job: str) -> DictConfig:
+    return OmegaConf.create({"run_dir": str(sweep / job), "seed": 1, "allow_packages": ["x"], "root": "a/\\${b}"})
+
+
+def ask(sweep: Path, job: str, held: ExitStack) -> bool:
+    (sweep / job).mkdir(exist_ok=True)
+    return hold_training(sweep / "training-0", sweep / job, held, configure(sweep, job), resumed=False)
+
+
+def end(sweep: Path, ran: list[str], cfg: DictConfig) -> None:
+    ran.append(Path(cfg.run_dir).name)
+    (sweep / ran[-1] / "summary.json").touch()
+
+
+def test_hold_training_second_job_registers_and_is_run_later(tmp_path: Path) -> None:
+    ran: list[str] = []
+    with ExitStack() as held, ExitStack() as other:
+        assert ask(tmp_path, "0", held)
+        (tmp_path / "1").mkdir()
+        (tmp_path / "1" / "error.txt").write_text("interrupted")
+        assert not ask(tmp_path, "1", other)
+        assert list_waiting(tmp_path) == {"1"}
+        assert not (tmp_path / "1" / "error.txt").exists()
+    seen: list[tuple[list[str], str | None]] = []
+
+    def run(cfg: DictConfig) -> None:
+        assert (cfg.allow_packages, cfg.root) == (["y"], "a/${b}")
+        seen.append((list_overrides(), job_folder(None)))
+        end(tmp_path, ran, cfg)
+
+    (tmp_path / "1" / "overrides.txt").write_text("threshold=0.5\nname=${x}\n")
+    before = HydraConfig.instance().cfg
+    run_registered(run, ["y"])
+    assert ran == ["1"]
+    assert seen == [(["threshold=0.5", "name=${x}"], str(tmp_path / "1"))]
+    assert HydraConfig.instance().cfg is before
+    assert list_waiting(tmp_path) == set()
+    run_registered(run, [])
+    assert ran == ["1"]
+
+
+def test_hold_training_freed_between_two_tries_runs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a job that registers just after the holder has looked would wait for ever."""
+    with ExitStack() as held, ExitStack() as other:
+        assert ask(tmp_path, "0", held)
+        register = shared_training._register
+
+        def register_late(*args: object, **options: object) -> None:
+            held.close()
+            run_registered(lambda cfg: pytest.fail("nothing is registered yet"), [])
+            register(*args, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(shared_training, "_register", register_late)
+        assert ask(tmp_path, "1", other)
+    ran: list[str] = []
+    run_registered(lambda cfg: end(tmp_path, ran, cfg), [])
+    assert ran == ["1"], "it is registered, and a finished job is only looked at"
+
+
+def test_run_registered_tries_each_job_once(tmp_path: Path) -> None:
+    with ExitStack() as held, ExitStack() as other:
+        ask(tmp_path, "0", held)
+        for job in ("1", "2"):
+            ask(tmp_path, job, other)
+    (tmp_path / "1" / "config.yaml").write_text("{broken")
+    ran: list[str] = []
+
+    def leave_nothing(cfg: DictConfig) -> None:
+        ran.append(Path(cfg.run_dir).name)
+        look_after(tmp_path / "training-0")
+
+    run_registered(leave_nothing, [])
+    assert ran == ["2"]
+    assert list_waiting(tmp_path) == {"1", "2"}, "nothing shows that they ended"
+
+
+def run_job(sweep: Path, job: str) -> None:
+    """Do in a process of its own what a process of a launcher does: run a job, then those that registered."""
+
+    def run(cfg: DictConfig) -> None:
+        name = Path(cfg.run_dir).name
+        with ExitStack() as held:
+            if not ask(sweep, name, held):
+                return
+            if not (sweep / name / "summary.json").exists():
+                time.sleep(0.02)
+                with (sweep / "ran").open("a") as log:
+                    log.write(f"{name}\n")
+                (sweep / name / "summary.json").touch()
+
+    HydraConfig.instance().cfg = make_hydra_config()
+    run(configure(sweep, job))
+    run_registered(run, [])
+
+
+def test_hold_training_many_processes_lose_no_job(tmp_path: Path) -> None:
+    jobs = [str(job) for job in range(24)]
+    with get_context("spawn").Pool(4) as pool:
+        pool.starmap(run_job, [(tmp_path, job) for job in jobs], chunksize=1)
+    assert sorted((tmp_path / "ran").read_text().split(), key=int) == jobs
+    assert list_waiting(tmp_path) == set()
