@@ -1,5 +1,6 @@
 """Every configuration composes and passes its check; every kind of fault is found, all at once."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from panda.app.loss_check import check_ignored_pixels, check_partial_labels
 from panda.app.segmentation_config import SegmentationConfig
 from panda.app.train_config import TrainConfig
 from panda.errors import ConfigError
+from panda.models.grade_losses import CoxLoss, CumulativeLoss
 from tests.checkpoints import segmentation_checkpoint
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -27,7 +29,7 @@ GROUPS = sorted(
     for option in group.glob("*.yaml")
 )
 
-SLIDE_LOSSES = {"cross_entropy", "coral", "huber", "mse", "cox"}
+SLIDE_LOSSES = {"by_kind", "cross_entropy", "coral", "huber", "mse", "cox"}
 LOSSES = sorted({option for group, option in GROUPS if group == "loss"} - SLIDE_LOSSES)
 """The losses of segmentation."""
 
@@ -74,7 +76,7 @@ def test_check_config_every_option_passes(group: str, option: str, tmp_path: Pat
         "tiles": grading,
         "task": grading if option == "grading" else (),
         "model": (*grading, "tiles.tile_size=64") if option.startswith("mil_") or option == "torchmil" else (),
-        "loss": grading if option in ("coral", "cross_entropy") else (),
+        "loss": grading if option in ("by_kind", "coral", "cross_entropy") else (),
         "experiment": grading[1:] if option.endswith("_grading") else (),
     }.get(group, ())
     expected = set()
@@ -103,6 +105,24 @@ def test_check_config_every_option_passes(group: str, option: str, tmp_path: Pat
         assert [fault.endswith(remedy) for fault in found] == [True]
     else:
         assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("typed", "loss"),
+    [
+        ((), torch.nn.CrossEntropyLoss),
+        (("task.kind=classes",), torch.nn.CrossEntropyLoss),
+        (("task.kind=ordinal",), CumulativeLoss),
+        (("task.kind=regression",), torch.nn.HuberLoss),
+        (("task.kind=survival",), CoxLoss),
+        (("task.kind=survival", "loss=mse"), torch.nn.MSELoss),
+        (("task.kind=ordinal", "experiment=panda_grading", "loss=cross_entropy"), torch.nn.CrossEntropyLoss),
+    ],
+)
+def test_loss_follows_kind_unless_it_is_chosen(typed: tuple[str, ...], loss: type) -> None:
+    cfg = compose_config("task=grading", *typed)
+    module, _, name = cfg.loss["_target_"].rpartition(".")
+    assert getattr(importlib.import_module(module), name) is loss
 
 
 @pytest.mark.parametrize("name", ["train", "infer", "audit", "features"])

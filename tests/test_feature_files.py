@@ -1,5 +1,6 @@
 """Feature files: our own and those of other programs, each as that program really writes it, and their faults."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -533,3 +534,34 @@ def test_feature_file_on_a_full_disk_raises_its_cause(tmp_path: Path, monkeypatc
         with pytest.raises(OSError, match="No space left on device"):
             write_feature_file(name_feature_file(tmp_path, "s", format), make(), format)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("how", ["external", "soft", "virtual"])
+def test_feature_file_array_elsewhere_is_refused(tmp_path: Path, how: str) -> None:
+    """An array of another file changes without notice, and one behind a link may be anything."""
+    with h5py.File(tmp_path / "real.h5", "w") as file:
+        file["features"] = file["own"] = FEATURES
+    with h5py.File(tmp_path / "s.h5", "w") as file:
+        if how == "external":
+            file["features"] = h5py.ExternalLink("real.h5", "/features")
+        elif how == "soft":
+            file["own"], file["features"] = FEATURES, h5py.SoftLink("/own")
+        else:
+            layout = h5py.VirtualLayout(FEATURES.shape, np.float32)
+            layout[:] = h5py.VirtualSource(tmp_path / "real.h5", "features", FEATURES.shape)
+            file.create_virtual_dataset("features", layout)
+    with pytest.raises(
+        ManifestError, match=r"s\.h5: .*features is a link or in another file; copy the array into this"
+    ):
+        read_features(tmp_path / "s.h5")
+
+
+def test_feature_files_of_linked_folders_are_found_once(tmp_path: Path) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder, slide_id in ((own, "a"), (other, "b")):
+        folder.mkdir()
+        write_feature_file(folder / f"{slide_id}.h5", dataclasses.replace(make(), slide_id=slide_id))
+    (own / "linked").symlink_to(other)
+    (own / "twice").symlink_to(other)
+    (own / "itself").symlink_to(own)
+    assert find_feature_files(own) == {"a": own / "a.h5", "b": own / "linked" / "b.h5"}

@@ -55,6 +55,16 @@ def test_read_manifest_table_has_files_groups_and_columns(folder: Path) -> None:
     assert (two.slide_id, two.isup_grade, two.gleason, two.mask_path) == ("other.ome", None, "negative", None)
 
 
+def test_read_manifest_any_provider_without_slides_and_mask(folder: Path) -> None:
+    (folder / "my.csv").write_text("image_id,provider,mask\na,hospital A,\nb,hospital A,m/x.png\n")
+    with pytest.raises(ManifestError, match=r"(?s)1 fault;.*row 3: provider 'hospital A'"):
+        read_manifest(folder / "my.csv", needs_slides=False)
+    (folder / "my.csv").write_text("image_id,provider,path\na,hospital A,a/0012.svs\n")
+    assert read_manifest(folder / "my.csv", needs_slides=False)[0].provider == "hospital A"
+    with pytest.raises(ManifestError, match="hospital A"):
+        read_manifest(folder / "my.csv")
+
+
 def test_read_manifest_table_grades_come_from_scores_without_column(folder: Path) -> None:
     records = read(folder, "slide_id,path,gleason_score", "007,a/0012.svs,3+4", "x,a/b 2.ndpi,0+0", labels="binary")
     assert [(each.slide_id, each.provider, each.isup_grade) for each in records] == [

@@ -121,6 +121,20 @@ def test_splits_are_same_on_any_machine() -> None:
         assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
 
 
+@pytest.mark.parametrize("how", ["holdout", "kfold"])
+def test_select_slides_column_stratifies_the_split(how: Any) -> None:
+    """A class of one slide in ten, which is independent of the grade, has its share of each split."""
+    records = [
+        replace(r, others=(("stage", "rare" if k % 10 == 0 else "common"),)) for k, r in enumerate(table(200, 7, 1))
+    ]
+    choice = SelectionSettings(split=how, val_fraction=0.2, test_fraction=0.2, folds=5)
+    selection = select_slides(records, choice, "stage")
+    rare = Counter(selection.split[record.slide_id] for record in records if record.read_cell("stage") == "rare")
+    assert [abs(rare[name] - wanted) <= 1 for name, wanted in (("test", 4), ("val", 4), ("train", 12))] == [True] * 3
+    assert "It is stratified by provider and stage." in selection.describe_policy()
+    assert select_slides(records, choice, "no such column").split.keys() == selection.split.keys()
+
+
 def write_split(tmp_path: Path, **choice: Any) -> tuple[list[SlideRecord], Selection, Path]:
     records = table(120, 1, 3)
     groups = tmp_path / "groups.csv"

@@ -197,11 +197,26 @@ def make_config(folder: Path, *overrides: str) -> GradingConfig:
 
 
 @pytest.mark.parametrize(
+    ("overrides", "column"),
+    [
+        ((), None),
+        (("task.target=word", "task.kind=classes"), "word"),
+        (("task.target=ki67", "task.kind=regression"), None),
+    ],
+)
+def test_grading_of_classes_stratifies_by_their_column(
+    tmp_path: Path, overrides: tuple[str, ...], column: str | None
+) -> None:
+    config = make_config(tmp_path, *overrides, "data.exclude=[missing:word]")
+    assert config.data_module.select().stratify_by == column
+
+
+@pytest.mark.parametrize(
     ("overrides", "fault"),
     [
         (("task.target=ki67",), r"task\.target=ki67: give task\.kind=.* \(ki67, months, dead, word, hole, code, isup"),
         (
-            ("task.target=ki67", "task.kind=regression"),
+            ("task.target=ki67", "task.kind=regression", "loss=cross_entropy"),
             r"CrossEntropyLoss does not fit .* give loss=huber or",
         ),
         (

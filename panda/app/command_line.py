@@ -13,7 +13,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from panda.app.hydra_job import AUTO
 from panda.app.launcher import CLUSTER
+from panda.app.resume import RESUMABLE
 from panda.errors import suggest
 from panda.files import CONF
 from panda.settings import quote
@@ -44,6 +46,9 @@ def explain(error: Exception, arguments: Sequence[str]) -> tuple[str, str | None
         node = OmegaConf.to_container(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else {}
         assert isinstance(node, dict)
         suggested = suggest_key(str(cause.key), node, key[: -len(str(cause.key))])
+        if any(text.startswith("resume=") and text != f"resume={AUTO}" for text in arguments):
+            suggested = suggested * ("did you mean" in suggested)  # its task may have other keys than those here
+            suggested += f"; a resumed run keeps its choices, what can be changed is {', '.join(RESUMABLE)}"
         return f"{given or key}: there is no such key{suggested}", given
     return (
         f"{str(error).splitlines()[0]}; the arguments were {shlex.join(arguments)}, --help lists choices and keys",

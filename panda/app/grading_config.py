@@ -23,7 +23,16 @@ from panda.data.feature_folder import FeatureFolder, read_feature_folder
 from panda.data.manifest import SlideRecord
 from panda.data.patients import BagUnit, PatientLabel, check_patients, has_highest
 from panda.data.splits import Split
-from panda.data.targets import ISUP, NAMED, Kind, TargetSpec, find_target, require_labels, require_learnable
+from panda.data.targets import (
+    CLASS_KINDS,
+    ISUP,
+    NAMED,
+    Kind,
+    TargetSpec,
+    find_target,
+    require_labels,
+    require_learnable,
+)
 from panda.errors import ConfigError, PandaError, name_options
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
@@ -178,8 +187,13 @@ class GradingConfig(TrainConfig):
 
     @functools.cached_property
     def data_module(self) -> PatchDataModule:
-        """The slides, whose table is read once."""
-        return PatchDataModule(self.data, needs_slides=self.tiles.how != "features")
+        """The slides, whose table is read once.
+
+        A column of classes stratifies the split, unless tiles are guided: the segmentation has held out the slides of
+        its own split.
+        """
+        stratify_by = self.task.target if self.task.kind in CLASS_KINDS and self.tiles.how != "guided" else None
+        return PatchDataModule(self.data, needs_slides=self.tiles.how != "features", stratify_by=stratify_by)
 
     @rule
     def _check_tile_size(self) -> None:

@@ -17,12 +17,18 @@ from panda.files import write_whole
 
 AUTO = "auto"
 """Value of `resume` for the run that the same command began."""
+LOSS_CLASSES = {
+    "ordinal": "panda.models.grade_losses.CumulativeLoss",
+    "regression": "torch.nn.HuberLoss",
+    "survival": "panda.models.grade_losses.CoxLoss",
+}
+"""Losses of targets that are no classes without order."""
 _arguments: list[list[str]] = []
 
 
 def register_resolvers() -> None:
     """Register resolvers under the names of their functions."""
-    for resolver in (choices_made, job_folder, run_folder, sweep_folder):
+    for resolver in (choices_made, job_folder, loss_of_kind, run_folder, sweep_folder):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
@@ -68,6 +74,11 @@ def job_folder(own: str | None) -> str | None:
     # Not resolved, because Hydra writes the path as it is, and a ${…} in it is text.
     made: Any = OmegaConf.to_container(HydraConfig.get().runtime, resolve=False)
     return str(made["output_dir"])
+
+
+def loss_of_kind(kind: str) -> str:
+    """Return the class of the loss of a kind of target, see `conf/loss/by_kind.yaml`; `auto` is `isup` or `cancer`."""
+    return LOSS_CLASSES.get(str(kind), "torch.nn.CrossEntropyLoss")
 
 
 def run_folder(resume: str | None, task: str, name: str | None, now: str) -> str:

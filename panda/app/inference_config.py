@@ -225,6 +225,9 @@ class FeatureInferenceConfig(InferenceKeys):
     def _check_results(self) -> Iterator[str]:
         if (Path(self.run_dir) / "quantification.csv").exists():
             yield f"{self.setting('output')} holds maps of slides: give a folder of its own"
+        source = Path(self.features)
+        if Path(self.run_dir).resolve() == (source.parent if source.is_file() else source).resolve():
+            yield f"{self.setting('output')} is the folder of the features: give a folder of its own"
 
     @rule
     def _check_origins(self) -> Iterator[str]:

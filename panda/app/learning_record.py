@@ -23,7 +23,7 @@ from panda.data.slide_selection import LEFT_OUT, Selection
 from panda.errors import CheckpointError
 from panda.files import write_json
 from panda.stored import Plain, read_model
-from panda.wsi.label_maps import find_label_map
+from panda.wsi.label_maps import find_label_map, get_label_maps
 
 FILE = "learns_from.json"
 """Name of the record in the folder of a run."""
@@ -80,9 +80,10 @@ class LearningRecord(Plain, frozen=True):
             record.slide_id: _describe_slide(record, split[record.slide_id], features) for record in selection.records
         }
         providers = sorted({slide.data_provider for slide in slides.values() if slide.data_provider})
+        known = get_label_maps()  # slides of features without masks may have other providers
         return cls(
             config=_list_kept_keys(cfg),
-            label_maps={provider: find_label_map(provider).codes() for provider in providers},
+            label_maps={provider: find_label_map(provider).codes() for provider in providers if provider in known},
             slides=slides,
             segmentation=list(segmentation),
         )

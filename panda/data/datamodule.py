@@ -77,11 +77,19 @@ class PatchDataModule(pl.LightningDataModule):
 
     Loaders and augmentation follow torch's seed; `settings.seed` is that of the split. `split="patches"` splits the
     patches of one slide into training and validation without a test: its figures say nothing about other slides.
-    Without `needs_slides`, a CSV need not name the files of its slides.
+    Without `needs_slides`, a CSV need not name the files of its slides. `stratify_by` is a column, see `select_slides`.
     """
 
-    def __init__(self, settings: DataSettings, classes: ClassSet = BINARY, *, needs_slides: bool = True) -> None:
+    def __init__(
+        self,
+        settings: DataSettings,
+        classes: ClassSet = BINARY,
+        *,
+        needs_slides: bool = True,
+        stratify_by: str | None = None,
+    ) -> None:
         super().__init__()
+        self.stratify_by = stratify_by
         self.needs_slides = needs_slides
         self.settings = settings
         self.patch_settings = PatchSettings(**dict(settings.part(CutSettings)), classes=classes)
@@ -112,7 +120,7 @@ class PatchDataModule(pl.LightningDataModule):
                 example = find_one_tumor_example(settings.source, settings.provider, settings.labels)
                 settings = settings.model_copy(update={"slide_id": example.slide_id})
             records = read_manifest(settings.source, labels=settings.labels, needs_slides=self.needs_slides)
-            self._selection = select_slides(records, settings)
+            self._selection = select_slides(records, settings, self.stratify_by)
         return self._selection
 
     def list_splits(self) -> dict[Split, list[SlideRecord]]:

@@ -5,6 +5,7 @@ See `panda.data.feature_formats` for the formats.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,10 +125,8 @@ def find_feature_files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise ManifestError(f"{folder}: there is no such folder; give one of feature files")
     found: dict[str, list[Path]] = {}
-    for path in sorted([*folder.rglob("*.h5"), *folder.rglob(f"*{BAG}")]):
-        places = path.relative_to(folder).parts
-        if not any(place.startswith(".") for place in places) and _COORDS_ONLY not in places[:-1]:
-            found.setdefault(path.stem, []).append(path)
+    for path in sorted(_list_files(folder)):
+        found.setdefault(path.stem, []).append(path)
     if not found:
         raise ManifestError(
             f"{folder}: has no feature files (*.h5 or *{BAG}); give the folder of an encoder's features"
@@ -140,6 +139,19 @@ def find_feature_files(folder: Path) -> dict[str, Path]:
             f"{_list_paths(found[double[0]], folder)}. Give the folder of one of them, or remove one of both"
         )
     return {slide_id: path for slide_id, path in files.items() if path is not None}
+
+
+def _list_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of features in a folder and the folders in it; links are followed, each folder once."""
+    seen = set()
+    for place, inside, names in os.walk(folder, followlinks=True):
+        own = os.stat(place)
+        is_new = (own.st_dev, own.st_ino) not in seen
+        seen.add((own.st_dev, own.st_ino))
+        inside[:] = sorted(name for name in inside if is_new and not name.startswith(".") and name != _COORDS_ONLY)
+        if is_new:
+            paths = (Path(place, name) for name in names if not name.startswith("."))
+            yield from (path for path in paths if path.suffix in (".h5", BAG))
 
 
 def _choose_file(paths: list[Path]) -> Path | None:

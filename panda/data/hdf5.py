@@ -18,7 +18,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5f, h5p, h5s
+from h5py import h5a, h5d, h5f, h5l, h5p, h5s
 from numpy.typing import NDArray
 
 from panda.errors import ManifestError
@@ -72,11 +72,19 @@ def explain_failure(path: Path) -> Iterator[None]:
 
 
 def open_array(file: h5f.FileID, name: str) -> h5d.DatasetID | None:
-    """Open an array of a file; return None if there is none of this name."""
-    try:
-        return h5d.open(file, name.encode())
-    except KeyError:
+    """Open an array of a file; return None if there is none of this name.
+
+    Raises:
+        ValueError: If it is a link, or its values are in another file, whose changes nobody would notice.
+    """
+    if not file.links.exists(name.encode()):
         return None
+    if file.links.get_info(name.encode()).type == h5l.TYPE_HARD:
+        stored = h5d.open(file, name.encode())
+        made = stored.get_create_plist()
+        if made.get_layout() != h5d.VIRTUAL and not made.get_external_count():
+            return stored
+    raise ValueError(f"{name} is a link or in another file; copy the array into this one")
 
 
 def has_checksum(stored: h5d.DatasetID) -> bool:

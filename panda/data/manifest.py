@@ -79,7 +79,7 @@ def read_manifest(
         labels: The label map of slides without a provider.
         mask_suffix: Suffix of a mask's file name after the slide's id, in PANDA's layout.
         label_maps: Label maps of providers that are known besides those in `conf/label_maps`.
-        needs_slides: Whether a CSV must name the files of the slides; if not, ids suffice.
+        needs_slides: Whether a CSV must name the files of the slides, see `read_rows`.
 
     Returns:
         One record a row, in the order of the table.

@@ -102,7 +102,8 @@ def read_rows(
         labels: The label map of slides without a provider.
         providers: Providers that are known besides those in `conf/label_maps`.
         mask_suffix: Suffix of a mask's file name after the slide's id, in PANDA's layout.
-        needs_slides: Whether a CSV must name the files of the slides; if not, ids suffice.
+        needs_slides: Whether a CSV must name the files of the slides; if not, ids suffice, and a slide without a mask
+            may have any provider.
 
     Raises:
         ManifestError: If the folder, the table or a column is missing, or the table is not a CSV in UTF-8 or has no
@@ -234,13 +235,16 @@ class _RowReader:
             faults.append(("bad_id", fault))
         provider = provider or self.labels
         provider = self.spellings.get(provider.casefold(), provider)
+        of_cells: list[tuple[str, str]] = []
+        grade = self._read_grade(find(_GRADE), row, of_cells)
+        image, mask = self._find_files(number, slide_id, row, of_cells)
+        needs_codes = self.needs_slides or (mask is not None and mask.is_file())
         if not provider:
             faults.append(("unknown_provider", f"{provider_column} is empty; fill it in, or give data.labels=NAME"))
-        elif provider not in self.providers:
+        elif provider not in self.providers and needs_codes:
             described = describe_unknown_provider(provider, self.providers)
             faults.append(("unknown_provider", f"{provider_column} {described}"))
-        grade = self._read_grade(find(_GRADE), row, faults)
-        image, mask = self._find_files(number, slide_id, row, faults)
+        faults += of_cells
         if "patient" in row and not row["patient"]:
             faults.append(("missing_patient", "patient is empty; write one, unknown patients each under its own name"))
         gleason = _spell_score(row.get("gleason_score", ""))

@@ -39,6 +39,7 @@ class Selection:
         split: Slide id → split, for the slides that are used (with `split="patches"` all are `"train"`).
         why: Slide id → the reason, for the slides that are left out.
         groups_are: The kind of groups that are never in two splits.
+        stratify_by: Column by which the split is stratified, None for the grade.
     """
 
     settings: SelectionSettings
@@ -46,6 +47,7 @@ class Selection:
     split: Mapping[str, Split]
     why: Mapping[str, str]
     groups_are: GroupKind
+    stratify_by: str | None = None
 
     @property
     def used(self) -> list[SlideRecord]:
@@ -78,7 +80,9 @@ class Selection:
         }[self.groups_are]
         if asked.splits is not None:
             words += f" The split comes from {asked.splits}."
-        elif asked.split == "kfold":
+        elif self.stratify_by is not None:
+            words += f" It is stratified by provider and {self.stratify_by}."
+        if asked.splits is None and asked.split == "kfold":
             words += f" Fold {asked.fold} of {asked.folds} (from 0) is " + (
                 "validation." if asked.test_provider else f"the test, fold {(asked.fold + 1) % asked.folds} validation."
             )
@@ -104,8 +108,15 @@ class Selection:
         write_table(path, self.list_rows(), [*SPLIT_COLUMNS, *dict.fromkeys(others)])
 
 
-def select_slides(records: Sequence[SlideRecord], settings: SelectionSettings) -> Selection:
+def select_slides(
+    records: Sequence[SlideRecord], settings: SelectionSettings, stratify_by: str | None = None
+) -> Selection:
     """Select the slides that are used, and the split of each.
+
+    Args:
+        records: The slides of the table.
+        settings: The choice.
+        stratify_by: Column of the table with classes by which a split is stratified, in place of the grade.
 
     Raises:
         ManifestError: If a table or file is faulty or does not fit the slides, a group is in two splits of a given
@@ -122,12 +133,12 @@ def select_slides(records: Sequence[SlideRecord], settings: SelectionSettings) -
         why = not_used | why
         wanted = [name for name in SPLITS if name != "test" or name in split.values()]
     else:
-        split, straddling = _make_split(grouped, settings)
+        split, straddling = _make_split(grouped, settings, stratify_by)
         why |= dict.fromkeys(straddling & kept, "group_is_trained_on")
         tested = settings.split == "kfold" or settings.test_provider is not None or settings.test_fraction > 0
         wanted = [name for name in SPLITS if name != "test" or tested]
     split = {slide_id: name for slide_id, name in split.items() if slide_id not in why}
-    selection = Selection(settings, tuple(grouped), split, why, kind)
+    selection = Selection(settings, tuple(grouped), split, why, kind, stratify_by)
     if empty := [name for name in wanted if name not in split.values()]:
         counts = ", ".join(f"{reason}: {count}" for reason, count in selection.exclusion_counts.items()) or "none"
         raise ManifestError(
@@ -218,7 +229,9 @@ def _join_patients(records: Sequence[SlideRecord]) -> list[SlideRecord]:
     return [replace(record, group=first[int(component[row])]) for record, row in zip(records, rows, strict=True)]
 
 
-def _make_split(records: Sequence[SlideRecord], settings: SelectionSettings) -> tuple[dict[str, Split], set[str]]:
+def _make_split(
+    records: Sequence[SlideRecord], settings: SelectionSettings, stratify_by: str | None
+) -> tuple[dict[str, Split], set[str]]:
     """Return the split of the whole table, and the slides of the test provider whose group is in training."""
     tested = {record.slide_id for record in records if record.provider == settings.test_provider}
     others = [record for record in records if record.slide_id not in tested]
@@ -229,7 +242,12 @@ def _make_split(records: Sequence[SlideRecord], settings: SelectionSettings) -> 
         )
     if settings.split == "kfold":
         split = fold_slides(
-            others, seed=settings.seed, folds=settings.folds, fold=settings.fold, test=settings.test_provider is None
+            others,
+            seed=settings.seed,
+            folds=settings.folds,
+            fold=settings.fold,
+            test=settings.test_provider is None,
+            stratify_by=stratify_by,
         )
     else:
         split = split_slides(
@@ -237,6 +255,7 @@ def _make_split(records: Sequence[SlideRecord], settings: SelectionSettings) -> 
             seed=settings.seed,
             val_fraction=settings.val_fraction,
             test_fraction=0.0 if settings.test_provider else settings.test_fraction,
+            stratify_by=stratify_by,
         )
     trained = {record.group for record in others}
     straddling = {r.slide_id for r in records if r.slide_id in tested and r.group in trained}

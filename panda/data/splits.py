@@ -17,13 +17,13 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 _MAX_FOLDS = 100
 _CLOSE = 0.01
-_STRATA: tuple[Callable[[SlideRecord], str], ...] = (
+_Stratum = Callable[[SlideRecord], str]
+_STRATA: tuple[_Stratum, ...] = (
     lambda record: f"{record.provider} {record.isup_grade}",
     lambda record: f"{record.provider} {bool(record.isup_grade)}",
     lambda record: record.provider,
-    lambda record: "",
 )
-"""Strata, the finest first: provider × grade, provider × cancer, provider, one stratum."""
+"""Strata, the finest first: provider × grade, provider × cancer, provider."""
 
 
 def check_fractions(val_fraction: float, test_fraction: float) -> list[str]:
@@ -50,13 +50,19 @@ def check_fractions(val_fraction: float, test_fraction: float) -> list[str]:
 
 
 def split_slides(
-    records: Sequence[SlideRecord], *, seed: int, val_fraction: float, test_fraction: float
+    records: Sequence[SlideRecord],
+    *,
+    seed: int,
+    val_fraction: float,
+    test_fraction: float,
+    stratify_by: str | None = None,
 ) -> dict[str, Split]:
     """Split slides into training, validation and test; a group is always in one split.
 
     scikit-learn's `StratifiedGroupKFold` makes folds, as many as make both shares whole numbers of folds (to within
     0.01). Each split gets its number of folds. Strata are provider × grade. If the largest stratum has fewer slides
-    than there are folds, strata are provider × cancer, then provider, then none.
+    than there are folds, strata are provider × cancer, then provider, then none. With `stratify_by` they are provider ×
+    value of that column, then the value, then provider, then none.
 
     tests/test_splits.py checks how close the shares are, over thousands of random tables; this is not proven. A fold,
     and each stratum in it, differs by at most the largest group and one slide. A split differs by at most the largest
@@ -68,6 +74,7 @@ def split_slides(
         seed: Seed of the shuffle.
         val_fraction: Share for validation, over 0.
         test_fraction: Share for the test; 0 for no test.
+        stratify_by: Column of the table with classes, in place of the grade.
 
     Returns:
         Slide id → `"train"`, `"val"` or `"test"`, by slide id.
@@ -87,11 +94,17 @@ def split_slides(
         )
     folds, val_folds, test_folds = _choose_fold_counts(val_fraction, test_fraction, count)
     names: dict[int, Split] = dict.fromkeys(range(test_folds + val_folds), "val")
-    return _assign_folds(ordered, folds, seed, names | dict.fromkeys(range(test_folds), "test"))
+    return _assign_folds(ordered, folds, seed, names | dict.fromkeys(range(test_folds), "test"), stratify_by)
 
 
 def fold_slides(
-    records: Sequence[SlideRecord], *, seed: int, folds: int, fold: int, test: bool = True
+    records: Sequence[SlideRecord],
+    *,
+    seed: int,
+    folds: int,
+    fold: int,
+    test: bool = True,
+    stratify_by: str | None = None,
 ) -> dict[str, Split]:
     """Use `fold` of `folds` (from 0) as the test and the next one as validation; a group is always in one split.
 
@@ -111,11 +124,11 @@ def fold_slides(
             f"{len(ordered)} slides in {count} groups cannot make data.folds={folds}: give fewer folds or more slides"
         )
     names: dict[int, Split] = {fold: "test", (fold + 1) % folds: "val"} if test else {fold: "val"}
-    return _assign_folds(ordered, folds, seed, names)
+    return _assign_folds(ordered, folds, seed, names, stratify_by)
 
 
 def _assign_folds(
-    ordered: Sequence[SlideRecord], folds: int, seed: int, names: Mapping[int, Split]
+    ordered: Sequence[SlideRecord], folds: int, seed: int, names: Mapping[int, Split], stratify_by: str | None
 ) -> dict[str, Split]:
     """Return the split of each slide: that of its fold's number, else `"train"`; refuse an empty split."""
     # Processes that only cut or inspect slides do not need the 120 MiB of scikit-learn.
@@ -126,7 +139,7 @@ def _assign_folds(
     with warnings.catch_warnings():
         # A stratum with fewer slides than folds can only be spread over as many folds as it has slides.
         warnings.filterwarnings("ignore", message="The least populated class in y", category=UserWarning)
-        shares = list(splitter.split(groups, _choose_strata(ordered, folds), groups))
+        shares = list(splitter.split(groups, _choose_strata(ordered, folds, stratify_by), groups))
     split = {
         ordered[index].slide_id: names.get(number, "train")
         for number, (_, members) in enumerate(shares)
@@ -160,10 +173,17 @@ def _choose_fold_counts(val_fraction: float, test_fraction: float, groups: int) 
     return folds, val, test
 
 
-def _choose_strata(records: Sequence[SlideRecord], folds: int) -> list[str]:
+def _choose_strata(records: Sequence[SlideRecord], folds: int, stratify_by: str | None) -> list[str]:
     """Return the finest strata of which one has a slide for every fold, because the splitter requires that."""
-    for stratum in _STRATA[:-1]:
-        strata = [stratum(record) for record in records]
-        if max(Counter(strata).values()) >= folds:
-            return strata
-    return [_STRATA[-1](record) for record in records]
+    strata = _STRATA
+    if stratify_by is not None:
+
+        def read_class(record: SlideRecord) -> str:
+            return record.cells.get(stratify_by, "").strip()
+
+        strata = (lambda record: f"{record.provider} {read_class(record)}", read_class, _STRATA[-1])
+    for stratum in strata:
+        found = [stratum(record) for record in records]
+        if max(Counter(found).values()) >= folds:
+            return found
+    return [""] * len(records)

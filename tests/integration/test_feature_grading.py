@@ -191,6 +191,9 @@ def test_infer_refuses_what_features_do_not_fit(home: Path) -> None:
     of_slides = grading_checkpoint(home / "slides.ckpt")
     done = run_entry_point("infer", home, f"grading_checkpoint={of_slides}", GRADE[1], "output=none")
     assert "grades slides by their pixels: give checkpoint=… and slides=…" in done.stderr
+    done = run_entry_point("infer", home, *GRADE, "output=own/features")
+    assert "output=own/features is the folder of the features: give a folder of its own" in done.stderr
+    assert not (home / "own/features/failures.csv").exists()
     mapped = f"checkpoint={segmentation_checkpoint(home / 'maps.ckpt')}"
     write_pyramid(home / "one.tiff", np.full((64, 64, 3), 230, np.uint8), mpp=1.0)
     done = run_entry_point("infer", home, GRADE[0], mapped, "slides=one.tiff", "output=none")
@@ -219,6 +222,20 @@ def test_train_on_features_table_needs_no_path(home: Path) -> None:
     begun = (*TRAIN[:1], *TRAIN[3:], *own, "tiles.features=own/features", "trainer.max_epochs=1", "name=mine")
     done = run_entry_point("train", home, *begun)
     assert done.returncode == 0, done.stderr[-3000:]
+    (home / "mine.csv").write_text(
+        "\n".join(f"{line},{'provider' if line == lines[0] else 'hospital A'}" for line in lines) + "\n"
+    )
+    done = run_entry_point("train", home, *begun, "data.labels=null", "name=hospital")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "hospital A" in (home / "runs/grading/hospital/report.html").read_text()
+    resume = ("resume=runs/grading/hospital/checkpoints/last.ckpt", "trainer.max_epochs=2")
+    assert run_entry_point("train", home, *resume).returncode == 0
+    done = run_entry_point("train", home, *resume, "task.kind=regression")
+    said = (
+        "task.kind=regression: there is no such key; a resumed run keeps its choices, what can be changed is trainer."
+    )
+    assert said in done.stderr
+    (home / "mine.csv").write_text("\n".join(lines) + "\n")
     done = run_entry_point("train", home, *begun, "tiles=tissue", "tiles.features=null", "name=no")
     assert "no column 'path': give the file of each slide" in done.stderr
 

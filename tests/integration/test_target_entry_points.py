@@ -23,10 +23,10 @@ COMMON = (
     "model.encoder=resnet10t", "model.freeze_encoder=true", "trainer=cpu", "trainer.max_epochs=2", "logger=csv",
 )  # fmt: skip
 KINDS = {
-    "classes": ("task.target=stain", "loss=cross_entropy"),
-    "ordinal": ("task.target=stage", "task.classes=[low,mid,high]", "loss=coral", "model.head=ordinal"),
-    "regression": ("task.target=ki67", "loss=huber"),
-    "survival": ("task.target=os", "task.time=months", "task.event=dead", "loss=cox"),
+    "classes": ("task.target=stain",),
+    "ordinal": ("task.target=stage", "task.classes=[low,mid,high]", "model.head=ordinal"),
+    "regression": ("task.target=ki67",),
+    "survival": ("task.target=os", "task.time=months", "task.event=dead"),
 }
 
 
