@@ -19,6 +19,7 @@ from panda.app.entry_point import SomeSlidesFailed
 from panda.app.hydra_job import register_resolvers
 from panda.app.infer import infer
 from panda.app.inference_tables import InferenceTables
+from panda.data.shard import Shard
 from panda.errors import ConfigError, ExhaustedError, LockedError
 from panda.files import hold_lock, write_json
 from panda.inference import slide_files, slide_result
@@ -149,6 +150,47 @@ def test_infer_finished_slides_are_not_opened(
     infer_tables = InferenceTables(out, json.loads(result.read_bytes())["made_with"]["fingerprint"])
     infer_tables.write()
     assert read_column(out / "quantification.csv", "slide_id") == ["a", "b", "c"]
+
+
+def test_infer_shards_write_the_same_results_as_one_run(
+    tmp_path: Path, slides: Path, run: Infer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    (slides / "d.tiff").write_bytes(b"II*\0")
+    assert [name for name in "abcd" if Shard(2, 2).holds(name)] == ["d"]
+    with pytest.raises(SomeSlidesFailed, match="1 of 1 slides failed"):
+        run("*.tiff", "shard=2/2")
+    assert not (out / "report.html").exists()
+    with pytest.raises(SomeSlidesFailed, match=r"1 slides failed: .*; 3 slides have no result yet \(a, b, c\)"):
+        run("*.tiff", f"collect={out}", "checkpoint=null", "slides=null")
+    assert read_notes(out)[-1] == "Slides without a result yet: 3, a, b, c."
+    # the last shard, a task of an array, gives the tables and the exit status
+    for key, value in {"ID": 11, "MIN": 11, "MAX": 13, "STEP": 2, "COUNT": 2}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{key}", str(value))
+    with pytest.raises(SomeSlidesFailed, match="1 slides failed"):
+        run("*.tiff", "shard=auto")
+    tables = {name: (out / name).read_bytes() for name in ("quantification.csv", "failures.csv")}
+    assert read_column(out / "quantification.csv", "slide_id") == ["a", "b", "c"]
+    assert not [note for note in read_notes(out) if "result yet" in note]
+    # another number of shards opens no slide that is finished
+    monkeypatch.setattr(SlideMapper, "map", lambda *_, **__: pytest.fail("it is finished"))
+    with pytest.raises(SomeSlidesFailed):
+        run("*.tiff", "shard=1/1")  # d fails again
+    with pytest.raises(SomeSlidesFailed, match="1 slides failed"):
+        run("*.tiff", f"collect={out}", "checkpoint=null", "slides=null")
+    monkeypatch.undo()
+    with pytest.raises(SomeSlidesFailed, match="1 of 4 slides failed"):
+        run("*.tiff", f"output={whole}", f"run_dir={whole}")
+    for name, content in tables.items():
+        assert (whole / name).read_bytes() == (out / name).read_bytes() == content
+    for name in "abc":
+        for file in ("quantification.json", "overlay.png"):
+            assert (whole / name / file).read_bytes() == (out / name / file).read_bytes()
+
+
+def test_infer_collect_refuses_other_keys_and_folders(tmp_path: Path, run: Infer) -> None:
+    with pytest.raises(ConfigError, match=r"has no records of slides \(.records\)"):
+        run("a.tiff", f"collect={tmp_path}", "checkpoint=null", "slides=null")
 
 
 def test_infer_other_override_or_reader_is_other_provenance(tmp_path: Path, slides: Path, run: Infer) -> None:

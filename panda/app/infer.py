@@ -11,12 +11,13 @@ from omegaconf import DictConfig
 
 from panda.app.build import Faults
 from panda.app.config_check import check_config
-from panda.app.entry_point import SomeSlidesFailed, close_logs, log_to_file, make_folder
+from panda.app.entry_point import close_logs, log_to_file, make_folder
 from panda.app.feature_inference import infer_from_features
-from panda.app.inference_config import FeatureInferenceConfig, InferenceConfig
-from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables, find_keys
+from panda.app.inference_collection import collect_inference, end_run
+from panda.app.inference_config import CollectionConfig, FeatureInferenceConfig, InferenceConfig
+from panda.app.inference_tables import InferenceTables, find_keys
 from panda.app.slide_writing import SlideWriting
-from panda.files import hold_lock, remove_leftovers
+from panda.data.slide_records import RunRecord
 from panda.inference.autotune import TunedMode, tune_mode
 from panda.inference.evaluate import open_label
 from panda.inference.grader import GradingPredictor
@@ -24,10 +25,8 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_loop import SlidePrefetcher
 from panda.inference.slide_mapper import SlideMapper
-from panda.inference.slide_result import MapSettings, SlideResult
-from panda.report.grade_notes import describe_mark
-from panda.report.inference_page import write_inference_page
-from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary, LastRun
+from panda.inference.slide_result import MapSettings
+from panda.report.inference_summary import InferenceSummary, LastRun
 from panda.tasks.figures import make_timestamp
 from panda.tasks.threshold import ThresholdChoice
 
@@ -52,6 +51,8 @@ def infer(cfg: DictConfig) -> None:
     config = check(cfg)
     if isinstance(config, FeatureInferenceConfig):
         infer_from_features(config)
+    elif isinstance(config, CollectionConfig):
+        collect_inference(Path(config.collect))
     else:
         _map_slides(config, started)
 
@@ -59,6 +60,7 @@ def infer(cfg: DictConfig) -> None:
 def _map_slides(config: InferenceConfig, started: float) -> None:
     """Map every slide, see `infer`. `started` is the time of the start, in s of `time.monotonic`."""
     engine, (paths, passed_over), labelled = config.engine, config.slide_list, config.labelled
+    part, own_slides = config.own_shard, config.own_slides
     if config.labels:
         log.info("labels: %d of %d slides have a mask", len(labelled), len(paths))
     predictor = SegmentationPredictor(config.segmentation, engine)
@@ -76,8 +78,10 @@ def _map_slides(config: InferenceConfig, started: float) -> None:
     # Results are written to the job's folder, and canvases to `output`, which all jobs of a multirun share.
     folder, canvases = Path(config.run_dir), Path(config.output)
     make_folder(folder)
-    log_to_file(folder / "infer.log")
+    log_to_file(folder / ("infer.log" if part is None else f"infer-{part.number}-of-{part.count}.log"))
     log.info("slides=%s: %d slides%s", config.slides, len(paths), passed_over and f"; passed over: {passed_over}")
+    if part:
+        log.info("shard %s: %d of them", part, len(own_slides))
     tuned = tune_mode(predictor, threshold, paths, mapper.open, canvases / "engine.json")
     log.info(
         "network in %s on %s, batches of %d tiles, %d read threads, %d post workers: %s",
@@ -89,9 +93,18 @@ def _map_slides(config: InferenceConfig, started: float) -> None:
         tuned.why,
     )
     notes = _list_notes(predictor, grader, searched, config.provider, tuned)
-    tables = InferenceTables(folder, mapper.provenance.fingerprint)
+    tables = InferenceTables(folder, mapper.provenance.fingerprint, is_shard=part is not None)
+
+    def write_run() -> RunRecord:
+        taken = round(time.monotonic() - started, 1)
+        last_run = LastRun(slides=len(own_slides), failed=len(tables.failed), seconds=taken)
+        origin = predictor.threshold if searched else None
+        summary = _summarize(config, mapper, origin, tuned.why, last_run=last_run, notes=notes)
+        return tables.write_run((path.stem for path in paths), summary)
+
+    write_run()
     finished = tables.find_finished(find_keys(config, tables.made_with))
-    left = [path for path in paths if path.stem not in finished]
+    left = [path for path in own_slides if path.stem not in finished]
     if finished:
         log.info("%d of them are finished already", len(finished))
 
@@ -113,22 +126,12 @@ def _map_slides(config: InferenceConfig, started: float) -> None:
             writing.record()
         writing.record(everything=True)
     notes += [*predictor.model.notes, *(grader.notes if grader else [])]
-    if others := tables.write().describe():
-        log.warning("%s", others)
-        notes.append(others)
-    last_run = LastRun(slides=len(paths), failed=len(tables.failed), seconds=round(time.monotonic() - started, 1))
-    origin = predictor.threshold if searched else None
-    report = _write_report(_summarize(config, mapper, origin, tuned.why, last_run=last_run, notes=notes), folder)
-    for result in tables.shown:
-        log.info("%s", _describe_slide(result))
-    log.info("report: %s", report)
-    if tables.failed:
-        raise SomeSlidesFailed(_describe_failures(tables, len(paths)))
+    end_run(tables, write_run(), part, len(own_slides))
 
 
-def check(cfg: DictConfig, faults: Faults | None = None) -> InferenceConfig | FeatureInferenceConfig:
+def check(cfg: DictConfig, faults: Faults | None = None) -> InferenceConfig | FeatureInferenceConfig | CollectionConfig:
     """Check a configuration and the files that it names. Faults that were found before are raised with its own."""
-    config: InferenceConfig | FeatureInferenceConfig = check_config(cfg, "infer", faults)
+    config: InferenceConfig | FeatureInferenceConfig | CollectionConfig = check_config(cfg, "infer", faults)
     return config
 
 
@@ -194,35 +197,3 @@ def _summarize(
         abstention=mapper.grader.metadata.abstain_below if mapper.grader else None,
         notes=notes,
     )
-
-
-def _write_report(summary: InferenceSummary, folder: Path) -> Path:
-    with hold_lock(folder / "report.html"):
-        remove_leftovers(folder, INFERENCE_FILE)
-        summary.write(folder)
-        return write_inference_page(folder)
-
-
-def _describe_failures(tables: InferenceTables, count: int) -> str:
-    """Return how many slides failed, as a sentence."""
-    ungraded = sum(failure.stage == ONLY_UNGRADED for failure in tables.failed.values())
-    but = f" ({ungraded} only in grading, with tumour figures)" if ungraded else ""
-    return f"{len(tables.failed)} of {count} slides failed{but}: see {tables.folder / 'failures.csv'}" + (
-        "; the others are done" if len(tables.failed) < count else ""
-    )
-
-
-def _describe_slide(result: SlideResult) -> str:
-    """Return the figures of a slide that are read first, as one line of the log."""
-    area = "area unknown (no µm/px)" if result.tumor_mm2 is None else f"{result.tumor_mm2:.3f} mm²"
-    percent = result.tumor_percent_of_tissue
-    share = "–" if percent is None else f"{percent:.2f} %"
-    grade = "" if result.provenance.grader is None else ", not graded"
-    if result.grade is not None:
-        grade = f", {result.grade.describe_with_name()}"
-        grade += f" ({mark})" if (mark := describe_mark(result.grade)) else ""
-    if (rule := result.rule_grade) is not None:
-        grade += f", Gleason {rule.score} (ISUP {rule.isup}) by areas" if rule.score else ", no Gleason score"
-    held = [f"{own.name} {own.percent_of_tumor:.0f} %" for own in result.classes if own.percent_of_tumor]
-    classes = f" ({', '.join(held)})" if held else ""
-    return f"{result.slide_id}: tumour {share} of tissue, {area}{classes}, {result.num_regions} regions{grade}"

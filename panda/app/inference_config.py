@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -13,6 +14,8 @@ from panda.data.feature_files import find_feature_files, read_origin
 from panda.data.manifest import SlideRecord, apply_groups, read_groups
 from panda.data.patients import divide_over_bags, group_bags
 from panda.data.settings import SlideSettings
+from panda.data.shard import Shard, parse_shard
+from panda.data.slide_records import RECORDS_FOLDER
 from panda.errors import CheckpointError, ManifestError, PandaError
 from panda.inference.compute import EngineSettings
 from panda.inference.feature_grader import require_features
@@ -34,7 +37,7 @@ Threshold = Annotated[
 
 MAP_KEYS = (
     *("quantify", *(f"quantify.{limit}" for limit in QuantifySettings.model_fields)),
-    *("threshold", "provider", "labels", "colour_map"),
+    *("threshold", "provider", "labels", "colour_map", "shard"),
     *(f"engine.{key}" for key in EngineSettings.model_fields if key != "device"),
 )
 """Keys that only affect maps of slides."""
@@ -53,6 +56,8 @@ class InferenceKeys(SlideSettings):
     features: Text | None
     patients: Text | None
     output: Text
+    shard: Text | None
+    collect: Text | None
     threshold: Threshold
     provider: Text | None
     labels: Text | None
@@ -94,6 +99,17 @@ class InferenceConfig(InferenceKeys):
         return find_slides(self.slides)
 
     @functools.cached_property
+    def own_shard(self) -> Shard | None:
+        """The shard of this process, None if it maps all slides."""
+        return None if self.shard is None else parse_shard(self.shard, os.environ)
+
+    @property
+    def own_slides(self) -> list[Path]:
+        """The slides of the shard."""
+        paths = self.slide_list.paths
+        return self.own_shard.take(paths) if self.own_shard else paths
+
+    @functools.cached_property
     def labelled(self) -> dict[str, SlideRecord]:
         """The slides with a label mask, by name."""
         return find_labelled_slides(self.labels, self.slide_list.paths, self.segmentation)
@@ -101,6 +117,10 @@ class InferenceConfig(InferenceKeys):
     @rule
     def _check_files(self) -> None:
         _ = self.slide_list
+
+    @rule
+    def _check_shard(self) -> None:
+        _ = self.own_shard
 
     @rule
     def _check_patients(self) -> Iterator[str]:
@@ -134,6 +154,25 @@ class InferenceConfig(InferenceKeys):
             yield f"{self.setting('provider')}: the checkpoint has one threshold for all providers; remove the key"
         elif self.provider not in known:
             yield f"{self.setting('provider')}: the checkpoint has thresholds for {', '.join(known)}"
+
+
+class CollectionConfig(InferenceKeys):
+    """The keys of a command that maps nothing and puts the results of a folder together."""
+
+    collect: Text
+
+    @rule
+    def _check_keys(self) -> Iterator[str]:
+        idle = {*InferenceKeys.model_fields, *MAP_KEYS} - {"collect", "debug", "run_dir"}
+        yield from find_idle_faults(idle, f"{self.setting('collect')}, which maps no slides")
+
+    @rule
+    def _check_folder(self) -> Iterator[str]:
+        if not (Path(self.collect) / RECORDS_FOLDER).is_dir():
+            yield (
+                f"{self.setting('collect')} has no records of slides ({RECORDS_FOLDER}): give the output of a command "
+                "that maps slides, or the folder of its job in a multirun"
+            )
 
 
 class FeatureInferenceConfig(InferenceKeys):

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from panda.app.inference_config import InferenceConfig
 from panda.data.failures import FAILURE_COLUMNS, Failure
-from panda.data.slide_records import Outcome, SlideRecords, SlideState, make_text, read_state
+from panda.data.slide_records import Names, Outcome, RunRecord, SlideRecords, SlideState, make_text, read_state
 from panda.errors import PandaError
 from panda.files import fingerprint, hold_lock, identity
 from panda.inference.slide_result import RESULT_FILE, SlideResult
+from panda.report.inference_summary import InferenceSummary
 from panda.report.slide_page import PAGE
 from panda.tables import RowSpool, read_output_table, write_table
 
 log = logging.getLogger(__name__)
-
-NAMED = 20
-"""Number of slides that a note names."""
 
 ONLY_UNGRADED = "grading"
 """Stage of a failure that leaves the slide its row."""
@@ -34,29 +33,37 @@ _PAUSE = 30
 """Least time between two writings of the tables during a run, in times that the last one took."""
 
 
-@dataclass
-class Others:
-    """Slides whose results have another provenance or cannot be read: their number, and the first names."""
+@dataclass(frozen=True)
+class Collected:
+    """What the tables of a folder hold.
 
-    count: int = 0
-    named: list[str] = field(default_factory=list)
+    Attributes:
+        rows: Number of slides in `quantification.csv`.
+        failed: Number of slides in `failures.csv`.
+        missing: Slides of the run that are in neither.
+        others: Slides whose results have another provenance or cannot be read.
+    """
 
-    def add(self, slide_id: str) -> None:
-        """Count a slide."""
-        self.count += 1
-        if len(self.named) < NAMED:
-            self.named.append(slide_id)
+    rows: int
+    failed: int
+    missing: Names
+    others: Names
 
-    def describe(self) -> str:
-        """Return a sentence about them; empty if there are none."""
-        if not self.count:
+    def describe_others(self) -> str:
+        """Return a sentence about the slides that are not in the tables; empty if there are none."""
+        others, one = self.others, self.others.count == 1
+        if not others.count:
             return ""
-        names, one = ", ".join(self.named) + (" …" if self.count > NAMED else ""), self.count == 1
         return (
-            f"{self.count} slide{'' if one else 's'} in this folder {'was' if one else 'were'} made with another "
-            f"checkpoint, threshold or settings and {'is' if one else 'are'} not in the tables: {names}. "
+            f"{others.count} slide{'' if one else 's'} in this folder {'was' if one else 'were'} made with another "
+            f"checkpoint, threshold or settings and {'is' if one else 'are'} not in the tables: {others}. "
             "Map them again, or give these results an output of their own."
         )
+
+    def describe_missing(self) -> str:
+        """Return a sentence about the slides of the run without a result; empty if there are none."""
+        missing = self.missing
+        return f"Slides without a result yet: {missing.count}, {missing}." if missing.count else ""
 
 
 def find_keys(config: InferenceConfig, made_with: str) -> dict[str, str]:
@@ -65,7 +72,7 @@ def find_keys(config: InferenceConfig, made_with: str) -> dict[str, str]:
     Slides are not opened. A slide counts by name, size and time of change, and so does its label mask.
 
     Args:
-        config: The configuration.
+        config: The configuration; the slides are those of its shard.
         made_with: Fingerprint of the provenance.
     """
     networks = {"segmentation": config.segmentation.metadata, "grader": config.grading and config.grading.metadata}
@@ -85,7 +92,7 @@ def find_keys(config: InferenceConfig, made_with: str) -> dict[str, str]:
         except (OSError, UnicodeEncodeError):
             return ""  # it fails when it is opened
 
-    return {path.stem: find_key(path) for path in config.slide_list.paths}
+    return {path.stem: find_key(path) for path in config.own_slides}
 
 
 class InferenceTables:
@@ -97,19 +104,21 @@ class InferenceTables:
         folder: The folder.
         made_with: Fingerprint of the provenance.
 
+        is_shard: Whether other processes map the other slides; then the tables are not written during the run.
+
     Attributes:
         shown: The first slides that this run mapped.
         failed: Slides that failed in this run.
     """
 
-    def __init__(self, folder: Path, made_with: str) -> None:
+    def __init__(self, folder: Path, made_with: str, *, is_shard: bool = False) -> None:
         self.folder = folder
         self.made_with = made_with
         self.shown: list[SlideResult] = []
         self.failed: dict[str, Failure] = {}
         self._keys: Mapping[str, str] = {}
         self._records = SlideRecords(folder, lambda slide_id: read_state(folder / slide_id, RESULT_FILE, (PAGE,)))
-        self._next_writing = 0.0
+        self._next_writing = math.inf if is_shard else 0.0
 
     def find_finished(self, keys: Mapping[str, str]) -> set[str]:
         """Return the slides that are finished, before any of them is opened.
@@ -155,13 +164,39 @@ class InferenceTables:
             now = time.monotonic()
             self._next_writing = now + _PAUSE * (now - started)
 
-    def write(self) -> Others:
-        """Write `quantification.csv` and `failures.csv` from the records, and return the slides that are in neither.
+    def write_run(self, slide_ids: Iterable[str], summary: InferenceSummary) -> RunRecord:
+        """Record what this run makes, of all slides, also those of other shards; a later call replaces it."""
+        return self._records.write_run(slide_ids, self.made_with, summary.model_dump(mode="json"))
+
+    @classmethod
+    def open_last(cls, folder: Path) -> tuple[InferenceTables, RunRecord]:
+        """Return the tables of the run in a folder that recorded itself last, and that run.
+
+        Raises:
+            PandaError: If there is none.
+        """
+        run = SlideRecords(folder, lambda _: "").find_last_run()
+        if run is None:
+            raise PandaError(f"{folder}: no run is recorded; map its slides again, the finished ones are not opened")
+        return cls(folder, run.made_with), run
+
+    def has_all(self, run: RunRecord) -> bool:
+        """Return whether each slide of a run has a result or a failure."""
+        self._read_records()
+        return self._records.has_all(run)
+
+    def write(self, run: RunRecord | None = None) -> Collected:
+        """Write `quantification.csv` and `failures.csv` from the records.
 
         A slide that failed since it was mapped is left out of `quantification.csv`.
+
+        Args:
+            run: The run whose slides are missing if they are in neither table.
         """
-        others = Others()
+        others = Names()
         self._read_records()
+        if run:
+            self._records.expect(run)
         table = self.folder / "quantification.csv"
         with hold_lock(table), RowSpool(self.folder) as rows, RowSpool(self.folder) as failures:
             for found in self._records.iterate(self._list_slides()):
@@ -169,14 +204,16 @@ class InferenceTables:
                 failed = next((one.failure for one in own if one.failure), None)
                 row = next((one.row for one in own if one.row is not None), None)
                 if failed is not None:
+                    self._records.settle(found.slide_id)
                     failures.add(asdict(failed) | {"made_with": self.made_with[:12]})
                 if row is not None and (failed is None or failed.stage == ONLY_UNGRADED):
+                    self._records.settle(found.slide_id)
                     rows.add(row)
                 elif row is None and found.state:
                     others.add(found.slide_id)
             write_table(self.folder / "failures.csv", failures, (*FAILURE_COLUMNS, "made_with"))
             write_table(table, rows, list(rows.columns) or ["slide_id"])
-        return others
+            return Collected(len(rows), len(failures), self._records.list_missing(), others)
 
     def _list_slides(self) -> Iterator[str]:
         """Yield the names of the folders that may be those of slides."""

@@ -10,32 +10,38 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import logging
 import os
 import sqlite3
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from panda.data.failures import Failure
-from panda.files import open_log
-from panda.stored import Plain
+from panda.errors import PandaError
+from panda.files import open_log, write_json, write_whole
+from panda.stored import Plain, Timestamp, read_model
 
 log = logging.getLogger(__name__)
 
 RECORDS_FOLDER = ".records"
 RowValue = str | int | float | None
 _BATCH, _PART = 1_000, 50
+_NAMED = 20
+"""Number of slides that a message names."""
 _THREADS = 8
 """Threads that look at the files of slides, because each look waits for a network disk."""
 _SCHEMA = """
 CREATE TABLE line (slide_id TEXT, made_with TEXT, state TEXT, key TEXT, failed INTEGER, content BLOB);
 CREATE INDEX line_of_slide ON line (slide_id);
 CREATE TABLE name (slide_id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE missing (slide_id TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
 
@@ -59,6 +65,39 @@ class Outcome(Plain, frozen=True):
     failure: Failure | None = None
 
 
+class RunRecord(Plain, frozen=True):
+    """What a run makes.
+
+    Attributes:
+        date: Time of the summary.
+        made_with: Fingerprint of the settings.
+        slides: File in the folder of the records with the ids of all slides, also those of other shards.
+        summary: The settings, and notes for the reader of the results.
+    """
+
+    date: Timestamp
+    made_with: str
+    slides: Annotated[str, Field(pattern=r"^slides-[0-9a-f]{16}\.txt$")]
+    summary: dict[str, JsonValue]
+
+
+@dataclass
+class Names:
+    """Slides that are counted, and the first of them by name."""
+
+    count: int = 0
+    named: list[str] = field(default_factory=list)
+
+    def add(self, slide_id: str) -> None:
+        """Count a slide."""
+        self.count += 1
+        if len(self.named) < _NAMED:
+            self.named.append(slide_id)
+
+    def __str__(self) -> str:
+        return ", ".join(self.named) + (" …" if self.count > len(self.named) else "")
+
+
 @dataclass(frozen=True)
 class SlideState:
     """The outcomes of a slide that count for its files as they are now.
@@ -74,7 +113,7 @@ class SlideState:
     outcomes: tuple[Outcome, ...]
 
 
-_OUTCOME = TypeAdapter(Outcome)
+_OUTCOME, _RUN = TypeAdapter(Outcome), TypeAdapter(RunRecord)
 
 
 def read_state(folder: Path, result: str, pages: Collection[str] = ()) -> str:
@@ -139,6 +178,54 @@ class SlideRecords:
             file.write(f"{outcome.model_dump_json()}\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def write_run(self, slide_ids: Iterable[str], made_with: str, summary: Mapping[str, JsonValue]) -> RunRecord:
+        """Write what this process makes, and return it; a later call replaces it.
+
+        Args:
+            slide_ids: All slides, also those of other shards.
+            made_with: Fingerprint of the settings.
+            summary: The settings with their date, and notes.
+        """
+        text = "".join(f"{json.dumps(make_text(slide_id))}\n" for slide_id in sorted(slide_ids))
+        name = f"slides-{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
+        if not (self.folder / name).is_file():
+            write_whole(self.folder / name, text)
+        run = RunRecord(date=str(summary["date"]), made_with=made_with, slides=name, summary=dict(summary))
+        write_json(self._own.with_suffix(".json"), run.model_dump(mode="json"))
+        return run
+
+    def find_last_run(self) -> RunRecord | None:
+        """Return what the run that wrote last makes, None without a run."""
+        found = []
+        for path in self.folder.glob("*.json"):
+            try:
+                found.append(read_model(path, _RUN, "it is not used"))
+            except (OSError, PandaError) as error:
+                log.warning("%s", error)
+        return max(found, key=lambda run: run.date, default=None)
+
+    def expect(self, run: RunRecord) -> None:
+        """Count all slides of a run as missing until `settle`."""
+        with (self.folder / run.slides).open(encoding="utf-8") as file, self._index:
+            self._index.execute("DELETE FROM missing")
+            self._index.executemany("INSERT OR IGNORE INTO missing VALUES (?)", ((json.loads(line),) for line in file))
+
+    def settle(self, slide_id: str) -> None:
+        """Count a slide as one that is not missing."""
+        self._index.execute("DELETE FROM missing WHERE slide_id = ?", (slide_id,))
+
+    def list_missing(self) -> Names:
+        """Return the slides of the run that are missing."""
+        ((count,),) = self._index.execute("SELECT count(*) FROM missing")
+        query = f"SELECT slide_id FROM missing ORDER BY slide_id LIMIT {_NAMED}"
+        return Names(count, [slide_id for (slide_id,) in self._index.execute(query)])
+
+    def has_all(self, run: RunRecord) -> bool:
+        """Return whether each slide of a run has an outcome, without a look at its files."""
+        self.expect(run)
+        query = "SELECT 1 FROM missing WHERE slide_id NOT IN (SELECT slide_id FROM line WHERE made_with = ?) LIMIT 1"
+        return self._index.execute(query, (run.made_with,)).fetchone() is None
 
     def read(self) -> None:
         """Read the lines that all processes appended since the last call."""

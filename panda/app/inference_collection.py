@@ -1,0 +1,115 @@
+"""Put together what the runs of an inference left in a folder: tables, `inference.json` and page."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from panda.app.entry_point import SomeSlidesFailed, log_to_file
+from panda.app.inference_tables import ONLY_UNGRADED, Collected, InferenceTables
+from panda.data.shard import Shard
+from panda.data.slide_records import RunRecord
+from panda.errors import PandaError
+from panda.files import hold_lock, remove_leftovers
+from panda.inference.slide_result import SlideResult
+from panda.report.grade_notes import describe_mark
+from panda.report.inference_page import write_inference_page
+from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
+from panda.stored import describe_faults
+
+log = logging.getLogger(__name__)
+
+_SUMMARY = TypeAdapter(InferenceSummary)
+
+
+def end_run(tables: InferenceTables, run: RunRecord, part: Shard | None, count: int) -> None:
+    """Write tables and page at the end of a run; of shards, only the last one does.
+
+    Args:
+        tables: The tables of the run.
+        run: What the run made.
+        part: Its shard, None if it mapped all slides.
+        count: Number of its slides.
+
+    Raises:
+        SomeSlidesFailed: If slides failed; for the last shard, also those of other shards.
+    """
+    is_last = part is not None and tables.has_all(run)
+    if part is None or is_last:
+        collected = _write_results(tables, run)
+        if is_last:
+            _raise_faults(tables.folder, collected)
+    else:
+        log.info("shard %s is done; the last one writes the tables, or python infer.py collect=%s", part, tables.folder)
+    if tables.failed:
+        raise SomeSlidesFailed(_describe_failures(tables, count))
+
+
+def collect_inference(folder: Path) -> None:
+    """Write tables and page from the records of a folder, whose runs may be at work or were killed.
+
+    Raises:
+        PandaError: If the folder has no record of a run.
+        SomeSlidesFailed: If slides failed or have no result yet.
+    """
+    log_to_file(folder / "infer.log")
+    tables, run = InferenceTables.open_last(folder)
+    _raise_faults(folder, _write_results(tables, run))
+
+
+def _write_results(tables: InferenceTables, run: RunRecord) -> Collected:
+    try:
+        summary = _SUMMARY.validate_json(json.dumps(run.summary), strict=True)
+    except ValidationError as error:
+        raise PandaError(
+            f"{tables.folder}: a record of a run is of another version ({describe_faults(error)}): run it again"
+        ) from error
+    collected = tables.write(run)
+    new = list(filter(None, (collected.describe_others(), collected.describe_missing())))
+    for note in new:
+        log.warning("%s", note)
+    summary = summary.model_copy(update={"notes": [*summary.notes, *new]})
+    with hold_lock(tables.folder / "report.html"):
+        remove_leftovers(tables.folder, INFERENCE_FILE)
+        summary.write(tables.folder)
+        report = write_inference_page(tables.folder)
+    for result in tables.shown:
+        log.info("%s", _describe_slide(result))
+    log.info("report: %s", report)
+    return collected
+
+
+def _raise_faults(folder: Path, collected: Collected) -> None:
+    failed, missing = collected.failed, collected.missing.count
+    faults = [f"{failed} slides failed: see {folder / 'failures.csv'}"] * bool(failed)
+    faults += [f"{missing} slides have no result yet ({collected.missing}): map them again"] * bool(missing)
+    if faults:
+        raise SomeSlidesFailed("; ".join(faults))
+
+
+def _describe_failures(tables: InferenceTables, count: int) -> str:
+    """Return how many slides failed, as a sentence."""
+    ungraded = sum(failure.stage == ONLY_UNGRADED for failure in tables.failed.values())
+    but = f" ({ungraded} only in grading, with tumour figures)" if ungraded else ""
+    return f"{len(tables.failed)} of {count} slides failed{but}: see {tables.folder / 'failures.csv'}" + (
+        "; the others are done" if len(tables.failed) < count else ""
+    )
+
+
+def _describe_slide(result: SlideResult) -> str:
+    """Return the figures of a slide that are read first, as one line of the log."""
+    area = "area unknown (no µm/px)" if result.tumor_mm2 is None else f"{result.tumor_mm2:.3f} mm²"
+    percent = result.tumor_percent_of_tissue
+    share = "–" if percent is None else f"{percent:.2f} %"
+    grade = "" if result.provenance.grader is None else ", not graded"
+    if result.grade is not None:
+        grade = f", {result.grade.describe_with_name()}"
+        grade += f" ({mark})" if (mark := describe_mark(result.grade)) else ""
+    if (rule := result.rule_grade) is not None:
+        grade += f", Gleason {rule.score} (ISUP {rule.isup}) by areas" if rule.score else ", no Gleason score"
+    held = [f"{own.name} {own.percent_of_tumor:.0f} %" for own in result.classes if own.percent_of_tumor]
+    classes = f" ({', '.join(held)})" if held else ""
+    return f"{result.slide_id}: tumour {share} of tissue, {area}{classes}, {result.num_regions} regions{grade}"
