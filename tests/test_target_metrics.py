@@ -150,6 +150,40 @@ def test_cox_loss_matches_loop_with_equal_times() -> None:
     assert found.item() == pytest.approx(compute_breslow(risk, time, event), rel=1e-5)
 
 
+def compute_efron(risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> float:
+    """Compute the loss by a loop over the times of events, with the likelihood as a product (Efron 1977)."""
+    likelihood = 1.0
+    for moment in {*time[event == 1].tolist()}:
+        died = [np.exp(r) for r, t, e in zip(risk, time, event, strict=True) if t == moment and e]
+        exposed = sum(np.exp(r) for r, t in zip(risk, time, strict=True) if t >= moment)
+        for number, own in enumerate(died):
+            likelihood *= own / (exposed - number * sum(died) / len(died))
+    return float(-np.log(likelihood) / event.sum())
+
+
+@pytest.mark.parametrize("latest", [2, 6, 400])
+def test_cox_loss_by_efron_matches_loop(latest: int) -> None:
+    """With different times both rules agree."""
+    rng = np.random.default_rng(latest)
+    risk, time, event = rng.normal(size=20), rng.integers(1, latest, size=20), rng.integers(0, 2, size=20)
+    label = torch.tensor(np.stack([time, event], axis=1), dtype=torch.float32)
+    logits = torch.tensor(risk, dtype=torch.float32)
+    found = CoxLoss("efron")(logits, label).item()
+    assert found == pytest.approx(compute_efron(risk, time, event), rel=1e-5)
+    assert (found == pytest.approx(CoxLoss()(logits, label).item(), rel=1e-6)) == (
+        len({*time[event == 1]}) == event.sum()
+    )
+
+
+def test_cox_loss_by_efron_of_large_risks_has_a_gradient() -> None:
+    risk = torch.tensor([500.0, -500.0, 400.0], requires_grad=True)
+    CoxLoss("efron")(risk, torch.tensor([[1.0, 1.0], [1.0, 1.0], [2.0, 1.0]])).backward()
+    assert risk.grad is not None
+    assert risk.grad.isfinite().all()
+    with pytest.raises(ValueError, match="ties is 'exact'; give breslow or efron"):
+        CoxLoss("exact")  # type: ignore[arg-type]
+
+
 def test_cox_loss_without_event_is_zero_with_gradient() -> None:
     risk = torch.tensor([500.0, -500.0], requires_grad=True)
     loss = CoxLoss()(risk, torch.tensor([[1.0, 0.0], [2.0, 0.0]]))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+Ties = Literal["breslow", "efron"]
+"""How events at the same time are compared."""
 
 
 class CumulativeLoss(nn.Module):
@@ -27,12 +32,26 @@ class CumulativeLoss(nn.Module):
 
 
 class CoxLoss(nn.Module):
-    """Negative log partial likelihood of Cox's model, by Breslow's rule for equal times, averaged over the events.
+    """Negative log partial likelihood of Cox's model, averaged over the events.
 
-    Each event is compared with the slides of the batch that are still at risk at its time (Cox 1972; Breslow 1974).
-    A risk set of a batch estimates that of all slides (Kvamme, Borgan, Scheel 2019, section 3), so larger batches give
-    a better gradient. A batch without an event has a loss of 0.
+    Each event is compared with the slides of the batch that are still at risk at its time (Cox 1972). A risk set of a
+    batch estimates that of all slides (Kvamme, Borgan, Scheel 2019, section 3), so larger batches give a better
+    gradient. A batch without an event has a loss of 0.
+
+    Args:
+        ties: How events at the same time are compared. `breslow`: each with all at risk (Breslow 1974). `efron`: the
+            l-th of d events with those at risk less (l - 1) / d of the d events (Efron 1977), which is closer to an
+            unknown order of the events if there are many.
+
+    Raises:
+        ValueError: If `ties` is neither.
     """
+
+    def __init__(self, ties: Ties = "breslow") -> None:
+        super().__init__()
+        if ties not in get_args(Ties):
+            raise ValueError(f"ties is {ties!r}; give {' or '.join(get_args(Ties))}")
+        self.ties = ties
 
     def forward(self, risk: Tensor, label: Tensor) -> Tensor:
         """Compute the scalar float32 loss of log relative hazards (B,) and labels (B, 2): time, and event 1 or 0."""
@@ -44,4 +63,9 @@ class CoxLoss(nn.Module):
         time, event = label.unbind(dim=1)
         later = time[None, :] >= time[:, None]
         at_risk = risk[None, :].masked_fill(~later, -torch.inf).logsumexp(dim=1)
+        if self.ties == "efron":
+            tied = (time[None, :] == time[:, None]) & (event[None, :] > 0) & (event[:, None] > 0)
+            before = tied.tril(diagonal=-1).sum(dim=1) / tied.sum(dim=1).clamp(min=1)
+            hazards = (risk[None, :] - at_risk[:, None]).masked_fill(~tied, -torch.inf).exp().sum(dim=1)
+            at_risk = at_risk + torch.log1p(-before * hazards)
         return ((at_risk - risk) * event).sum() / event.sum().clamp(min=1)
