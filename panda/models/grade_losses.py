@@ -40,8 +40,8 @@ class CoxLoss(nn.Module):
 
     Args:
         ties: How events at the same time are compared. `breslow`: each with all at risk (Breslow 1974). `efron`: the
-            l-th of d events with those at risk less (l - 1) / d of the d events (Efron 1977), which is closer to an
-            unknown order of the events if there are many.
+            number l of d events, from 0, with all at risk less l / d of these events (Efron 1977). It is closer to an
+            unknown order of many events.
 
     Raises:
         ValueError: If `ties` is neither.
