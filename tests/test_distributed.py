@@ -202,9 +202,9 @@ def test_batch_items_of_devices_make_up_step() -> None:
         ({"devices": 2}, "trainer.devices=2 needs trainer=ddp"),
         ({"devices": "auto"}, "trainer.devices=auto must be a whole number: give a number"),
         ({"devices": 0}, "trainer.devices=0 must be at least 1: give a number"),
-        ({"devices": 2, "strategy": "ddp"}, "trainer.strategy=ddp must be auto, ddp_spawn"),
+        ({"devices": 2, "strategy": "fsdp"}, "trainer.strategy=fsdp must be auto, ddp_spawn"),
         ({"accelerator": "cpu", "devices": 999, "strategy": "ddp_spawn"}, "trainer.devices=999: this machine has"),
-        ({"num_nodes": 2}, "trainer.num_nodes=2 must be 1: a run uses one machine"),
+        ({"num_nodes": 2}, "trainer.num_nodes=2 needs trainer=ddp_slurm"),
     ],
 )
 def test_trainer_unsupported_devices_are_named(trainer: dict[str, Any], fault: str) -> None:
@@ -214,5 +214,6 @@ def test_trainer_unsupported_devices_are_named(trainer: dict[str, Any], fault: s
 
 
 def test_trainer_supported_devices_pass() -> None:
+    assert TrainerSettings(devices=2, num_nodes=2, strategy="ddp", accelerator="cpu").is_joint
     assert TrainerSettings().devices == 1
     assert TrainerSettings(devices=2, strategy="ddp_spawn", accelerator="cpu").devices == 2

@@ -84,12 +84,13 @@ class WarningFilter(Callback):
         (r"It is recommended to use .*sync_dist=True", Warning),
     )
 
-    def __init__(self, debug: bool) -> None:
+    def __init__(self, debug: bool, *, spawned: bool = False) -> None:
         self.debug = debug
+        self.spawned = spawned
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Add the filters, which end with the training (see `panda.app.run.Run.fit`)."""
-        if trainer.world_size > 1:  # a training process has not run the entry point
+        if self.spawned:  # it has not run the entry point
             set_up_logging(self.debug)
         for message, category in self.IGNORED:
             warnings.filterwarnings("ignore", message=message, category=category)
@@ -98,12 +99,15 @@ class WarningFilter(Callback):
 class SignalHandling(Callback):
     """Sets the handlers of this package after Lightning has set its own, which ignore SIGTERM under SLURM.
 
-    One of several training processes ignores the signals, because the process that started them ends them.
+    A spawned process, or a rank above 0, ignores the signals, because another process ends it.
     """
+
+    def __init__(self, *, spawned: bool = False) -> None:
+        self.spawned = spawned
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the handlers. This is the first hook after Lightning has set its own."""
-        handle_signals(ignore=trainer.world_size > 1)
+        handle_signals(ignore=self.spawned or trainer.global_rank > 0)
 
 
 class Tf32(Callback):

@@ -21,6 +21,7 @@ from panda.app.command_line import explain
 from panda.app.hydra_check import install_hydra_check
 from panda.app.hydra_job import is_multirun, read_key, register_resolvers, remember_arguments, write_overrides
 from panda.app.launcher import SUBMITIT, advise_sweep, explain_launcher, has_submitted
+from panda.app.ranks import RankError, find_launch
 from panda.app.signals import is_interruption, name_signal, pass_on_signal, stop_on_signals
 from panda.errors import ConfigError, PandaError, find_exhaustion
 from panda.files import open_log, remove, write_whole
@@ -54,9 +55,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def enter(main: Callable[[], Any]) -> NoReturn:
+def enter(main: Callable[[], Any], *, joint: bool = False) -> NoReturn:
     """Run an entry point and exit.
 
+    With `joint`, all ranks that srun started find the same faults of a command, and rank 0 says them.
     The status is 0 only if no job was refused or lost slides, and 130 after Ctrl-C or a signal that ends it.
     """
     # Otherwise Hydra prints its errors and exits by itself.
@@ -81,7 +83,8 @@ def enter(main: Callable[[], Any]) -> NoReturn:
         said = next(filter(None, (explain_launcher(error, folder) for folder in _sweeps)), None)
         fault = error if isinstance(error, ConfigError) else ConfigError(said or explain(error, sys.argv[1:])[0])
         _refusals.append(str(fault))
-        log.error("ConfigError: %s", fault, exc_info=error if debug else None)
+        if not (joint and find_launch().rank):
+            log.error("ConfigError: %s", fault, exc_info=error if debug else None)
     finally:
         _restore_sweeps()
     sys.exit(exit_status())
@@ -180,7 +183,8 @@ def refuse(error: PandaError | OSError, folder: Path, debug: bool = False) -> No
     if isinstance(error, OSError) and (remedy := _REMEDIES.get(error.errno or 0)):
         message = f"{error.filename2 or error.filename or folder}: {error.strerror}; {remedy}"
     _refusals.append(message)
-    log.error("%s: %s", type(error).__name__, message, exc_info=error if debug else None)
+    if not isinstance(error, RankError):  # its reason is logged already
+        log.error("%s: %s", type(error).__name__, message, exc_info=error if debug else None)
 
 
 _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; finished work is kept") | dict.fromkeys(
@@ -191,6 +195,8 @@ _REMEDIES[errno.EFBIG] = "raise the limit on file size (ulimit -f), or use anoth
 
 def _leave_trace(folder: Path, error: BaseException) -> None:
     """Write the error to the folder of a job that began or is a row of a sweep. A refused command leaves nothing."""
+    if isinstance(error, RankError) and find_launch().rank:
+        return  # rank 0 does
     begun = any(isinstance(handler, logging.FileHandler) for handler in log.handlers)
     refused_job = folder.parent.name.startswith("sweep-") and not (folder / "checkpoints").exists()
     if begun or refused_job:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from panda.app.build import Faults
 from panda.app.command_line import explain
+from panda.app.ranks import find_launch, find_sweep_faults
 from panda.app.registry import SPECIAL
 from panda.errors import ConfigError
 
@@ -57,6 +58,8 @@ def install_hydra_check() -> None:
                 left.remove(argument)
         with faults.collect():
             check_hydra_node(cfg)
+            if run_mode == RunMode.MULTIRUN and config_name == "train" and not _varies_trainer(left):
+                faults.add(*find_sweep_faults(find_launch(), cfg))
         if faults.found:
             if run_mode == RunMode.RUN and config_name in ENTRY_POINTS:
                 _add_faults_of_job(cfg, config_name, faults)
@@ -64,6 +67,11 @@ def install_hydra_check() -> None:
         return cfg
 
     ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign, assignment]
+
+
+def _varies_trainer(overrides: list[str]) -> bool:
+    """Return whether the jobs of a sweep may have different trainers; then each job checks its own."""
+    return any(text.lstrip("+").startswith("trainer") and "," in text for text in overrides)
 
 
 def _add_faults_of_job(cfg: DictConfig, entry_point: str, faults: Faults) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ from torch import nn
 from panda.app.callbacks import Clock
 from panda.app.dashboard import log_checkpoints, log_figures, log_pictures, replay_views
 from panda.app.distributed import join_processes
+from panda.app.joint_training import make_joint, share_training
+from panda.app.rank_group import RankGroup
 from panda.app.tracking import EpochLogger, find_wandb_logger, read_metrics, replay_metrics
 from panda.app.train_config import TrainConfig
 from panda.app.training_reuse import (
@@ -29,6 +31,7 @@ from panda.app.training_reuse import (
 from panda.data.datamodule import PatchDataModule
 from panda.data.failures import Failure
 from panda.data.loaders import count_workers
+from panda.errors import PandaError
 from panda.report.run_folder import read_text
 from panda.report.run_summary import SCHEMA, BootstrapSummary, RunSummary
 from panda.tasks.bootstrap import RESAMPLES
@@ -51,6 +54,7 @@ class Run:
         sweep: The folder of the sweep if the run is a job of one.
         notes: Sentences that a reader of the figures must know.
         held: Holds the training against other jobs of the sweep until it is finished.
+        group: The ranks that train together, if srun or torchrun started them.
     """
 
     cfg: TrainConfig
@@ -63,6 +67,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     clock: Clock | None = None
     held: ExitStack = field(default_factory=ExitStack)
+    group: RankGroup | None = None
 
     @property
     def best(self) -> Path:
@@ -146,7 +151,11 @@ class Run:
         if (devices := self.trainer.world_size) > 1:
             log.info("%d processes with one device each: a step takes %d batches", devices, devices)
         try:
-            with warnings.catch_warnings(), join_processes(self.trainer):  # `WarningFilter` adds filters
+            with (
+                warnings.catch_warnings(),  # `WarningFilter` adds filters
+                join_processes(self.trainer),
+                self._share(task, data),
+            ):
                 self.trainer.fit(task, datamodule=data, ckpt_path=self.resume, weights_only=True)
         except SystemExit as stop:
             # Lightning exits the program on Ctrl-C.
@@ -155,6 +164,15 @@ class Run:
             raise KeyboardInterrupt from stop
         best = read_checkpoint(self.best, type(task.metadata)).metadata
         self.training = record_training(self.folder, fingerprint, self._count_epochs(), best)
+
+    def _share(self, task: pl.LightningModule, data: pl.LightningDataModule) -> AbstractContextManager[None]:
+        """Let the other ranks enter the training, if there are any."""
+        if self.group is None:
+            if self.cfg.trainer.is_joint and self.trainer.world_size > 1:
+                raise PandaError("the ranks ended with the job before, whose training cannot be used: sweep again")
+            return nullcontext()
+        given = {"settings": self.cfg.trainer, "resume": self.resume, "seed": self.cfg.seed}
+        return share_training(self.group, make_joint(self.trainer, task=task, data=data, **given), self.folder)
 
     def _count_epochs(self) -> int:
         """Return the number of trained epochs, which several processes leave in their last checkpoint."""

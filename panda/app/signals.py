@@ -59,6 +59,11 @@ def pass_on_signal() -> None:
             handler(number, None)
 
 
+def forget_signals() -> None:
+    """Take the signals so far for a consequence of another error, which is the reason of the end."""
+    _received.clear()
+
+
 def name_signal() -> str:
     """Return the name of the signal that ended the job; empty if there was none."""
     return _received[0] if _received else ""

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from panda.app.entry_point import guard, record_failed_jobs, refuse, remember_sweep
 from panda.app.hydra_job import is_typed, make_new_folder
+from panda.app.ranks import find_launch
 from panda.app.signals import name_signal
 from panda.settings import quote
 
@@ -35,7 +36,7 @@ class SweepPage(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Run the jobs that wait for the training of this one, in the process that ran it."""
-        if config.hydra.mode == RunMode.MULTIRUN and not name_signal():
+        if config.hydra.mode == RunMode.MULTIRUN and not name_signal() and not find_launch().rank:
             from panda.app.shared_training import run_registered  # noqa: PLC0415
             from panda.app.train import train  # noqa: PLC0415
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
 import pytorch_lightning as pl
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
@@ -33,7 +32,10 @@ from panda.app.entry_point import Interrupted, SomeSlidesFailed, close_logs, log
 from panda.app.grading import GradingExperiment
 from panda.app.grading_config import GradingConfig
 from panda.app.hydra_job import AUTO, is_multirun, is_unnamed, make_new_folder, read_key, write_overrides
+from panda.app.joint_training import check_shared, collect_faults, follow, lead
 from panda.app.learning_record import LearningRecord
+from panda.app.rank_group import RankGroup
+from panda.app.ranks import find_launch, find_launch_faults, is_joint, read_ranks
 from panda.app.resume import load_resumed_config
 from panda.app.resume_point import ResumePoint, check_resumed
 from panda.app.run import Experiment, Run
@@ -53,7 +55,6 @@ from panda.report.run_page import write_run_page
 from panda.report.run_summary import RunSummary
 from panda.settings import escape, format_override
 from panda.tables import read_output_table
-from panda.tasks.checkpoint import AtomicCheckpointIO
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,17 @@ def train(cfg: DictConfig) -> float:
         SomeSlidesFailed: If the run is complete except for some slides.
         Interrupted: If it was stopped by Ctrl-C or a signal.
     """
+    launch = find_launch()
+    if launch.rank:
+        return follow(launch, cfg, check)
+    with lead(launch, cfg) as group:
+        return _begin(cfg, group)
+
+
+def _begin(cfg: DictConfig, group: RankGroup | None) -> float:
+    """Train in one process, or in all ranks of `group`."""
     started = time.monotonic()
-    cfg, config = check(cfg)
+    cfg, config = _check_all(cfg, group)
     folder = Path(config.run_dir)
     begun = find_begun(cfg, folder)
     with ExitStack() as held:
@@ -91,10 +101,12 @@ def train(cfg: DictConfig) -> float:
             log.info("%s: finished before", begun.folder)
             lost = len(read_output_table(begun.folder / "failures.csv"))
             return _return_figure(begun.folder, lost, find_objective(begun.finished))
-        return _train(cfg, config, begun, held, started=started)
+        return _train(cfg, config, begun, held, group=group, started=started)
 
 
-def _train(cfg: DictConfig, config: TrainConfig, begun: Begun, held: ExitStack, *, started: float) -> float:
+def _train(
+    cfg: DictConfig, config: TrainConfig, begun: Begun, held: ExitStack, *, group: RankGroup | None, started: float
+) -> float:
     """Begin or resume a run. `held` holds its training against other jobs of a sweep."""
     experiment: Experiment
     if isinstance(config, GradingConfig):
@@ -110,7 +122,7 @@ def _train(cfg: DictConfig, config: TrainConfig, begun: Begun, held: ExitStack, 
     make_folder(folder)
     try:
         with hold_lock(folder / "run", wait=False):
-            return _run(cfg, config, folder, point, experiment, held=held, started=started)
+            return _run(cfg, config, folder, point, experiment, held=held, group=group, started=started)
     except LockedError as error:
         if is_multirun():
             log.warning("%s: another process runs this job (%s)", folder, error)
@@ -118,6 +130,18 @@ def _train(cfg: DictConfig, config: TrainConfig, begun: Begun, held: ExitStack, 
         raise ConfigError(
             f"name={config.name}: another process works in {folder}; take another name, or wait for it ({error})"
         ) from error
+
+
+def _check_all(cfg: DictConfig, group: RankGroup | None) -> tuple[DictConfig, TrainConfig]:
+    """Check a configuration on all ranks."""
+    if group is None:
+        return check(cfg)
+    faults = Faults()
+    with faults.collect():
+        checked = check(cfg)
+    faults.add(*collect_faults(group, faults.found))
+    faults.raise_any()
+    return checked
 
 
 def check(cfg: DictConfig, faults: Faults | None = None) -> tuple[DictConfig, TrainConfig]:
@@ -130,6 +154,8 @@ def check(cfg: DictConfig, faults: Faults | None = None) -> tuple[DictConfig, Tr
     if resume and isinstance(resume, str) and resume != AUTO:
         with faults.collect():
             cfg = load_resumed_config(cfg, Path(resume))
+    with faults.collect():
+        faults.add(*find_launch_faults(find_launch(), *read_ranks(cfg)))
     with suppress(ValueError, TypeError):  # the check names an impossible seed
         pl.seed_everything(read_key(cfg, "seed"), workers=True, verbose=False)
     return cfg, check_config(cfg, "train", faults)
@@ -143,11 +169,14 @@ def _run(
     experiment: Experiment,
     *,
     held: ExitStack,
+    group: RankGroup | None,
     started: float,
 ) -> float:
     """Run in a folder that no other process uses. `raw` is the configuration that `cfg` was read from."""
     if point:
         point.check_untouched()
+    if group:
+        check_shared(group, folder, [experiment.data.settings.source, experiment.data.settings.store_root])
     remove_leftovers(folder, deep=True)
     if point is None:
         clear_failed_start(folder)
@@ -159,14 +188,15 @@ def _run(
     clock = Clock(started)
     sweep = folder.parent if is_multirun() else None
     trainer = build_trainer(cfg, folder, experiment, clock, point)
-    run = Run(cfg, folder, point.path if point else None, trainer, sweep, clock=clock, held=held)
+    run = Run(cfg, folder, point.path if point else None, trainer, sweep, clock=clock, held=held, group=group)
     try:
         selection = experiment.data.select()
         selection.write(folder / "splits.csv")
         if point is None:
             today = LearningRecord.read_today(raw, selection, experiment.segmentation, experiment.feature_files)
             today.write(folder)
-        summary = experiment.run(run)
+        with group.watch() if group else nullcontext():
+            summary = experiment.run(run)
         write_json(folder / "summary.json", summary.to_dict())
         write_failures(folder / "failures.csv", run.failures)
         report = write_run_page(folder)
@@ -181,7 +211,7 @@ def _run(
             remedy = f"the same command with {name} continues the sweep"
             write_whole(folder / "error.txt", f"interrupted; {remedy}\n")
         else:
-            command = f"python train.py {format_override(f'resume={run.last}')}"
+            command = f"{find_launch().command} {format_override(f'resume={run.last}')}"
             remedy = f"resume it with: {command}" if run.last.exists() else ""
         raise Interrupted(remedy) from stop
     finally:
@@ -215,14 +245,12 @@ def build_trainer(
 
     Metrics and views before the `point` of a resumed run are logged again.
     """
-    # One process starts the others, also inside an allocation of SLURM, whose variables Lightning would follow.
-    environment = LightningEnvironment()
-    environment.set_global_rank(0)
+    spawns = cfg.trainer.devices > 1 and not is_joint(cfg.trainer.strategy)
     loggers = _resume_loggers(cfg, folder, clock, point)
     monitor, mode = experiment.monitor, experiment.mode
     callbacks: list[Callback] = [
-        WarningFilter(cfg.debug),
-        SignalHandling(),
+        WarningFilter(cfg.debug, spawned=spawns),
+        SignalHandling(spawned=spawns),
         clock,
         EpochSeed(cfg.seed),
         *([Tf32()] if cfg.trainer.precision == "auto" else []),
@@ -250,11 +278,7 @@ def build_trainer(
     return cfg.trainer.build(
         logger=loggers,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO(), environment],
-        default_root_dir=str(folder / "checkpoints"),  # under SLURM, Lightning searches it for its own checkpoints
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the loaders split an epoch themselves
-        enable_model_summary=False,
+        default_root_dir=str(folder / "checkpoints"),
     )
 
 

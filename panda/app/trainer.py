@@ -8,12 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pydantic import Field
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from panda.app.rank_environment import RankEnvironment, SpawnEnvironment
+from panda.app.ranks import find_launch, is_joint
 from panda.settings import Count, Settings, accept, is_number, rule
+from panda.tasks.checkpoint import AtomicCheckpointIO
 
 Batches = Annotated[
     int | float | None,
@@ -42,9 +44,12 @@ class TrainerSettings(Settings):
         "ddp_spawn",
         "ddp_spawn_find_unused_parameters_true",
         "ddp_spawn_find_unused_parameters_false",
+        "ddp",
+        "ddp_find_unused_parameters_true",
+        "ddp_find_unused_parameters_false",
     ] = Field(default="auto", description="auto is for one device, the others for several")
     devices: int = Field(default=1, ge=1, description="give a number, because training depends on it")
-    num_nodes: Literal[1] = Field(default=1, description="a run uses one machine")
+    num_nodes: int = Field(default=1, ge=1, description="machines, each with as many devices")
     precision: Precision | Literal["auto"] = "32-true"
     max_epochs: Count | None = None
     min_epochs: Count | None = None
@@ -81,6 +86,8 @@ class TrainerSettings(Settings):
         cores = os.cpu_count() or 1
         if self.devices > 1 and self.strategy == "auto":
             yield f"{self.setting('devices')} needs trainer=ddp, which starts one process per device"
+        elif self.num_nodes > 1 and not is_joint(self.strategy):
+            yield f"{self.setting('num_nodes')} needs trainer=ddp_slurm, whose processes srun or torchrun starts"
         elif self.accelerator == "cpu" and self.devices > cores:
             yield f"{self.setting('devices')}: this machine has {cores} cores; use at most as many processes"
 
@@ -88,9 +95,14 @@ class TrainerSettings(Settings):
     def _check_machine(self) -> Iterator[str]:
         """Let Lightning refuse what this machine has not, for example a GPU, before the run has a folder."""
         try:
-            self.build(logger=False, callbacks=[ModelCheckpoint()], plugins=[LightningEnvironment()])
+            self.build(logger=False, callbacks=[ModelCheckpoint()])
         except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
             yield f"trainer: Lightning refuses these options: {error}"
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether the processes are started by srun or torchrun."""
+        return is_joint(self.strategy)
 
     @property
     def machine_precision(self) -> Precision:
@@ -103,4 +115,13 @@ class TrainerSettings(Settings):
     def build(self, **given: Any) -> pl.Trainer:
         """Build the trainer, with the options that a run sets itself."""
         options = {name: getattr(self, name) for name in type(self).model_fields}
-        return pl.Trainer(**options | {"precision": self.machine_precision}, **given)
+        environment = RankEnvironment(find_launch()) if is_joint(self.strategy) else SpawnEnvironment()
+        environment.set_global_rank(environment.global_rank())
+        return pl.Trainer(
+            **options | {"precision": self.machine_precision},
+            plugins=[AtomicCheckpointIO(), environment],
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the loaders split an epoch themselves
+            enable_model_summary=False,
+            **given,
+        )

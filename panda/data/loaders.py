@@ -161,10 +161,13 @@ def make_train_loader(
 def count_workers(asked: Workers, trainer: pl.Trainer | None = None) -> int:
     """Return the number of processes of a loader.
 
-    `auto` leaves one core to the process that trains, of those for each device, and takes at most 16 others.
+    `auto` divides the cores among the devices of this machine, leaves one to the process that trains, and takes at most
+    16 others.
     """
-    devices = 1 if trainer is None else trainer.world_size
-    return min(max(count_cores() // devices - 1, 0), _MOST_WORKERS) if asked == "auto" else asked
+    if asked != "auto":
+        return asked
+    devices = 1 if trainer is None else trainer.num_devices  # of this machine
+    return min(max(count_cores() // devices - 1, 0), _MOST_WORKERS)
 
 
 def _find_share(trainer: pl.Trainer | None, items: int) -> tuple[int, int]:
