@@ -1,4 +1,6 @@
-"""Tables as CSV: one writer, and one way to read the cells that it and other programs write.
+"""Tables: one writer, and one way to read the cells that it and other programs write.
+
+Tables are CSV. Very long ones of slides are Parquet.
 
 A spreadsheet runs a cell that begins like a formula, and names of slides come from other people. So the writer puts an
 apostrophe before such a text (https://owasp.org/www-community/attacks/CSV_Injection), and the readers remove it again.
@@ -9,16 +11,18 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
+from types import NoneType, SimpleNamespace
 from typing import Any
 
-from panda.errors import ManifestError
+from panda.errors import ConfigError, ManifestError
 from panda.files import write_beside
 
 _DELIMITERS = ",;\t"
@@ -27,6 +31,11 @@ _NUMBER = re.compile(r"[+-](\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _SHOWN = 5
 _SPOOLED_BYTES = 2**24
 """Bytes of rows that are kept in memory."""
+MOST_CSV_ROWS = 100_000
+"""Rows of the longest table that is written as CSV."""
+PARQUET = ".parquet"
+_PARQUET_ROWS = 10_000
+"""Rows in memory while Parquet is written or read."""
 
 
 def write_table(
@@ -64,17 +73,18 @@ class RowSpool:
         folder: Folder for the temporary file.
 
     Attributes:
-        columns: Every key of the rows, in the order they first occur.
+        columns: Every key of the rows, in the order they first occur, and the types of its values.
     """
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.SpooledTemporaryFile(_SPOOLED_BYTES, dir=str(folder))  # noqa: SIM115  (closed by `__exit__`)
         self._rows = 0
-        self.columns: dict[str, None] = {}
+        self.columns: dict[str, set[type]] = {}
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add a row of plain values."""
-        self.columns.update(dict.fromkeys(row))
+        for key, value in row.items():
+            self.columns.setdefault(key, set()).add(type(value))
         self._file.write(json.dumps(dict(row)).encode() + b"\n")
         self._rows += 1
 
@@ -92,6 +102,54 @@ class RowSpool:
         self._file.close()
 
 
+def write_rows(path: Path, rows: RowSpool, columns: Sequence[str]) -> Path:
+    """Write rows as a CSV file, or above `MOST_CSV_ROWS` as Parquet; return the path, and remove the other one.
+
+    Args:
+        path: The path of the CSV file; the other one differs in its suffix.
+        rows: The rows.
+        columns: The columns of a table without rows.
+    """
+    other, named = path.with_suffix(PARQUET), list(rows.columns) or columns
+    if len(rows) > MOST_CSV_ROWS:
+        _write_parquet(other, rows)
+        path.unlink(missing_ok=True)
+        return other
+    write_table(path, rows, named)
+    other.unlink(missing_ok=True)
+    return path
+
+
+def require_parquet(rows: int) -> None:
+    """Refuse a number of rows for which a package is needed that is not installed."""
+    if rows > MOST_CSV_ROWS and find_spec("pyarrow") is None:
+        raise ConfigError(
+            f"a table of more than {MOST_CSV_ROWS:,} slides is written as Parquet, for which pyarrow is not installed: "
+            "pip install 'panda-wsi[cluster]'"
+        )
+
+
+def _write_parquet(path: Path, rows: RowSpool) -> None:
+    """Write rows as Parquet, whole or not at all. A column of numbers and texts becomes texts."""
+    require_parquet(len(rows))
+    import pyarrow  # noqa: PLC0415  (an optional package, and slow to import)
+    from pyarrow import parquet  # noqa: PLC0415
+
+    def find_type(kinds: set[type]) -> Any:
+        known = kinds - {NoneType}
+        if known and known <= {int, float}:
+            return pyarrow.int64() if known == {int} else pyarrow.float64()
+        return pyarrow.string()
+
+    schema = pyarrow.schema([(name, find_type(kinds)) for name, kinds in rows.columns.items()])
+    texts = [name for name, kinds in rows.columns.items() if str in kinds and kinds - {str, NoneType}]
+    with write_beside(path) as partial, parquet.ParquetWriter(partial, schema) as writer:
+        left = iter(rows)
+        while batch := list(itertools.islice(left, _PARQUET_ROWS)):
+            plain = [row | {key: str(row[key]) for key in texts if row.get(key) is not None} for row in batch]
+            writer.write_table(pyarrow.Table.from_pylist(plain, schema))
+
+
 def _guard(value: Any) -> Any:
     """Return a value as a cell that is no formula."""
     if value is None or isinstance(value, (int, float)):
@@ -105,14 +163,52 @@ def decode_cell(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
+class OutputTable:
+    """Rows of a table that this package wrote, as CSV or Parquet, read from the file each time they are iterated.
+
+    There is no row if the file is missing or cannot be read as a table.
+
+    Args:
+        path: The path of the CSV file. The Parquet file beside it is read instead if there is one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        other = path.with_suffix(PARQUET)
+        self.path = other if other.is_file() else path
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        try:
+            yield from _read_parquet(self.path) if self.path.suffix == PARQUET else _read_csv(self.path)
+        except (OSError, csv.Error):
+            return
+
+
 def read_output_table(path: Path) -> list[dict[str, str]]:
-    """Read a table that this package wrote; no row if the file is missing or cannot be read as a table."""
+    """Read a table that this package wrote, see `OutputTable`; no row if it cannot be read to its end."""
     try:
-        with path.open(encoding="utf-8", errors="replace", newline="") as file:
-            names, *rows = [[decode_cell(cell) for cell in row] for row in csv.reader(file) if row] or [[]]
+        return list(_read_csv(path))
     except (OSError, csv.Error):
         return []
-    return [dict.fromkeys(names, "") | dict(zip(names, row, strict=False)) for row in rows]
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, str]]:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        lines = ([decode_cell(cell) for cell in row] for row in csv.reader(file) if row)
+        names = next(lines, [])
+        for row in lines:
+            yield dict.fromkeys(names, "") | dict(zip(names, row, strict=False))
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, str]]:
+    from pyarrow import lib, parquet  # noqa: PLC0415  (an optional package, and slow to import)
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    yield {key: "" if value is None else str(value) for key, value in row.items()}
+    except lib.ArrowException as error:
+        raise OSError(f"{path} is no Parquet file: {error}") from error
 
 
 def read_user_table(

@@ -388,6 +388,27 @@ def test_write_inference_page_lists_slides(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "slide.html").is_file()
 
 
+def test_write_inference_page_long_table_shows_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("agreement", "run_page"):
+        monkeypatch.setattr(f"panda.report.{module}.MOST_SHOWN", 5)
+    rows = [
+        {"slide_id": f"slide{n}", "tumor_percent_of_tissue": n, "tumor_mm2": 1, "tissue_mm2": 4, "true_tumor_mm2": n}
+        for n in range(40)
+    ]
+    _write_csv(tmp_path / "quantification.csv", rows)
+    failures = [{"slide_id": f"bad{n}", "stage": "open", "error": "E", "message": "no"} for n in range(7)]
+    _write_csv(tmp_path / "failures.csv", failures)
+    text = html.unescape(check_page(write_inference_page(tmp_path)))
+    assert "A random sample of 5 of 40 slides; the table of all is quantification.csv." in text
+    assert "The first 5 of 7." in text
+    assert {"bad4", "bad5"} & set(re.findall(r"bad\d", text)) == {"bad4"}
+    assert ">160<" in text, "the sum over all slides"
+    assert "mean -18.500" in text.replace("−", "-"), "the bias of all slides"
+    shown = re.findall(r">(slide\d+)<", text)
+    assert len(set(shown)) == 5
+    assert shown == re.findall(r">(slide\d+)<", html.unescape(write_inference_page(tmp_path).read_text()))
+
+
 def test_write_inference_page_whole_slide_tissue_has_no_area(tmp_path: Path) -> None:
     row = {"slide_id": "a", "tumor_mm2": 0.5, "tissue_mm2": 4, "tissue_how": "strict", "unscored_tissue_px": 0}
     rows = [row, row | {"slide_id": "b", "tumor_mm2": 30, "tissue_mm2": 500, "tissue_how": "whole"}]

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from panda.data.manifest import read_groups, read_manifest
-from panda.errors import ManifestError
-from panda.tables import read_output_table, read_user_table, write_table
+from panda.errors import ConfigError, ManifestError
+from panda.tables import OutputTable, RowSpool, read_output_table, read_user_table, write_rows, write_table
 
 ROWS = (
     ("image_id", "data_provider", "isup_grade", "gleason_score"),
@@ -151,3 +152,44 @@ def test_write_table_any_text_reads_back_the_same(
     path = tmp_path_factory.mktemp("table") / "a.csv"
     write_table(path, rows, ("a", "b"))
     assert [list(row.values()) for row in read_output_table(path)] == rows
+
+
+def spool(folder: Path, rows: list[dict[str, str | int | float | None]]) -> RowSpool:
+    made = RowSpool(folder)
+    for row in rows:
+        made.add(row)
+    return made
+
+
+def test_write_rows_long_table_is_parquet_with_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[dict[str, str | int | float | None]] = [
+        {"slide_id": "a", "share": 1, "count": 3, "grade": 2, "none": None},
+        {"slide_id": "=b", "share": 0.1, "count": 4, "grade": "3 to 4", "more": "ü"},
+        {"slide_id": "c", "share": None},
+    ]
+    path = tmp_path / "slides.csv"
+    with spool(tmp_path, rows) as made:
+        assert write_rows(path, made, ["slide_id"]) == path
+        listed = list(OutputTable(path))
+        monkeypatch.setattr("panda.tables.MOST_CSV_ROWS", 2)
+        monkeypatch.setattr("panda.tables._PARQUET_ROWS", 2)
+        other = write_rows(path, made, ["slide_id"])
+    assert [one.name for one in tmp_path.iterdir()] == ["slides.parquet"]
+    schema = parquet.read_schema(other)
+    assert [str(schema.field(name).type) for name in schema.names] == [
+        *("string", "double", "int64", "string", "string", "string"),
+    ]
+    assert list(OutputTable(path)) == [listed[0] | {"share": "1.0"}, *listed[1:]]
+    other.write_bytes(b"PAR1")
+    assert list(OutputTable(path)) == []
+    with spool(tmp_path, []) as made:
+        assert write_rows(path, made, ["slide_id"]) == path
+    assert path.read_text() == "slide_id\n"
+    assert not other.exists()
+
+
+def test_write_rows_without_pyarrow_names_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("panda.tables.MOST_CSV_ROWS", 0)
+    monkeypatch.setattr("panda.tables.find_spec", lambda name: None)
+    with spool(tmp_path, [{"slide_id": "a"}]) as made, pytest.raises(ConfigError, match=r"panda-wsi\[cluster\]"):
+        write_rows(tmp_path / "slides.csv", made, ["slide_id"])

@@ -23,6 +23,7 @@ from panda.inference.grader import require_slides
 from panda.inference.legends import ColourMap
 from panda.inference.quantify import QuantifySettings
 from panda.settings import Text, accept, is_number, rule
+from panda.tables import PARQUET, require_parquet
 from panda.tasks.checkpoint import Checkpoint, M, read_checkpoint
 from panda.tasks.metadata import GradingMetadata, SegmentationMetadata
 
@@ -116,7 +117,7 @@ class InferenceConfig(InferenceKeys):
 
     @rule
     def _check_files(self) -> None:
-        _ = self.slide_list
+        require_parquet(len(self.slide_list.paths))
 
     @rule
     def _check_shard(self) -> None:
@@ -262,7 +263,8 @@ class FeatureInferenceConfig(InferenceKeys):
 
     @rule
     def _check_results(self) -> Iterator[str]:
-        if (Path(self.run_dir) / "quantification.csv").exists():
+        table = Path(self.run_dir) / "quantification.csv"
+        if table.exists() or table.with_suffix(PARQUET).exists():
             yield f"{self.setting('output')} holds maps of slides: give a folder of its own"
         source = Path(self.features)
         if Path(self.run_dir).resolve() == (source.parent if source.is_file() else source).resolve():

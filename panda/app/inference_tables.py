@@ -19,7 +19,7 @@ from panda.files import fingerprint, hold_lock, identity
 from panda.inference.slide_result import RESULT_FILE, SlideResult
 from panda.report.inference_summary import InferenceSummary
 from panda.report.slide_page import PAGE
-from panda.tables import RowSpool, read_output_table, write_table
+from panda.tables import RowSpool, read_output_table, write_rows
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class InferenceTables:
         self.shown: list[SlideResult] = []
         self.failed: dict[str, Failure] = {}
         self._keys: Mapping[str, str] = {}
-        self._records = SlideRecords(folder, lambda slide_id: read_state(folder / slide_id, RESULT_FILE, (PAGE,)))
+        self._records = SlideRecords(folder, self._find_state)
         self._next_writing = math.inf if is_shard else 0.0
 
     def find_finished(self, keys: Mapping[str, str]) -> set[str]:
@@ -211,9 +211,12 @@ class InferenceTables:
                     rows.add(row)
                 elif row is None and found.state:
                     others.add(found.slide_id)
-            write_table(self.folder / "failures.csv", failures, (*FAILURE_COLUMNS, "made_with"))
-            write_table(table, rows, list(rows.columns) or ["slide_id"])
+            write_rows(self.folder / "failures.csv", failures, (*FAILURE_COLUMNS, "made_with"))
+            write_rows(table, rows, ["slide_id"])
             return Collected(len(rows), len(failures), self._records.list_missing(), others)
+
+    def _find_state(self, slide_id: str) -> str:
+        return read_state(self.folder / slide_id, RESULT_FILE, (PAGE,))
 
     def _list_slides(self) -> Iterator[str]:
         """Yield the names of the folders that may be those of slides."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import heapq
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from operator import itemgetter
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, TypeVar
 
 from markupsafe import Markup
 
@@ -12,26 +16,51 @@ from panda.report.axes import PALETTE, Axis, draw, pick_ticks
 from panda.report.run_folder import parse_number
 from panda.report.table import format_value
 
+R = TypeVar("R", bound=Mapping[str, Any])
 
-def draw_agreement(rows: Sequence[Mapping[str, Any]]) -> Markup:
+MOST_SHOWN = 2_000
+"""Slides of a table that a page shows one by one."""
+
+
+def take_sample(rows: Iterable[R]) -> list[R]:
+    """Return the rows of a table in their order; of a long table a random sample that is the same each time.
+
+    The sample has the slides whose ids have the smallest hashes.
+    """
+
+    def find_hash(numbered: tuple[int, R]) -> bytes:
+        return hashlib.sha256(str(numbered[1].get("slide_id")).encode("utf-8", "surrogatepass")).digest()
+
+    return [row for _, row in sorted(heapq.nsmallest(MOST_SHOWN, enumerate(rows), find_hash), key=itemgetter(0))]
+
+
+def draw_agreement(rows: Iterable[Mapping[str, Any]]) -> Markup:
     """Draw the difference of predicted and labelled tumour area against their mean, one dot for each slide.
 
     Lines mark the mean difference and the limits of agreement (Bland and Altman 1986, "Statistical methods for
     assessing agreement"). About 95 % of such slides are between the limits if the differences are about normal. Rows
     have `slide_id`, `tumor_mm2`, `true_tumor_mm2` and, if known, `provider`. The chart is empty if fewer than three
-    have both areas, because their spread means nothing.
+    have both areas, because their spread means nothing. Of a long table the
+    dots are a sample, and the lines are of all slides.
     """
-    slides = []
-    for row in rows:
-        found, true = parse_number(row.get("tumor_mm2")), parse_number(row.get("true_tumor_mm2"))
-        if found is not None and true is not None:
-            slides.append((str(row.get("slide_id")), str(row.get("provider") or "slides"), found, true))
+    gaps = array("d")
+
+    def find_areas() -> Iterator[dict[str, Any]]:
+        for row in rows:
+            found, true = parse_number(row.get("tumor_mm2")), parse_number(row.get("true_tumor_mm2"))
+            if found is not None and true is not None:
+                gaps.append(found - true)
+                yield {"slide_id": row.get("slide_id"), "provider": row.get("provider"), "areas": (found, true)}
+
+    slides = [
+        (str(row["slide_id"]), str(row["provider"] or "slides"), *row["areas"]) for row in take_sample(find_areas())
+    ]
     if len(slides) < 3:
         return Markup("")
-    gaps = [found - true for *_, found, true in slides]
     bias, limit = fmean(gaps), 1.96 * stdev(gaps)
+    shown = [found - true for *_, found, true in slides]
     means = pick_ticks(0.0, max((found + true) / 2 for *_, found, true in slides))
-    levels = pick_ticks(min(*gaps, bias - limit, 0.0), max(*gaps, bias + limit, 0.0))
+    levels = pick_ticks(min(*shown, bias - limit, 0.0), max(*shown, bias + limit, 0.0))
     frame = (70, 14, 930, 300)
     across, up = Axis.fit(means, frame[0], frame[2]), Axis.fit(levels, frame[3], frame[1])
     colours = dict(zip(sorted({provider for _, provider, *_ in slides}), PALETTE, strict=False))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from panda.inference.grade import GradeRecord
 from panda.inference.slide_result import SlideResult
@@ -47,15 +49,21 @@ def describe_disagreement(result: SlideResult) -> str:
     )
 
 
-def describe_disagreements(rows: Sequence[Row]) -> str:
+def describe_disagreements(rows: Iterable[Row]) -> str:
     """Say on how many slides of a table the two grades differ, and on which; empty if none has both."""
-    gaps = {row["slide_id"]: gap for row in rows if (gap := _read_gap(row)) is not None}
-    if not gaps:
+    both, differ, named = 0, 0, list[tuple[int, str]]()
+    for row in rows:
+        if (gap := _read_gap(row)) is None:
+            continue
+        both += 1
+        if gap:
+            differ += 1
+            named = heapq.nsmallest(_NAMED, [*named, (-gap, row["slide_id"])])
+    if not both:
         return ""
-    differ = sorted((slide_id for slide_id in gaps if gaps[slide_id]), key=lambda slide_id: (-gaps[slide_id], slide_id))
-    text = f"The grade by areas and the grade of the grading network differ on {len(differ)} of {len(gaps)} slides"
-    named = ", ".join(differ[:_NAMED]) + (" …" if len(differ) > _NAMED else "")
-    return f"{text}: {named}." if differ else f"{text}."
+    text = f"The grade by areas and the grade of the grading network differ on {differ} of {both} slides"
+    names = ", ".join(slide_id for _, slide_id in named) + (" …" if differ > _NAMED else "")
+    return f"{text}: {names}." if differ else f"{text}."
 
 
 def describe_mark(grade: GradeRecord) -> str:
@@ -65,14 +73,18 @@ def describe_mark(grade: GradeRecord) -> str:
     return f"{grade.mark}: its confidence is {grade.confidence:.2f}, below {grade.abstain_below:.2f}"
 
 
-def describe_uncertain(rows: Sequence[Row]) -> str:
+def describe_uncertain(rows: Iterable[Row]) -> str:
     """Say how many slides of a table are not certain enough to grade, and which; empty if no grade has a mark."""
-    uncertain = sorted(row["slide_id"] for row in rows if row.get("mark"))
+    slides, uncertain, named = 0, 0, list[str]()
+    for row in rows:
+        slides += 1
+        if row.get("mark"):
+            uncertain += 1
+            named = heapq.nsmallest(_NAMED, [*named, row["slide_id"]])
     if not uncertain:
         return ""
-    named = ", ".join(uncertain[:_NAMED]) + (" …" if len(uncertain) > _NAMED else "")
-    one = len(uncertain) == 1
-    return f"{len(uncertain)} of {len(rows)} slides {'is' if one else 'are'} not certain enough to grade: {named}."
+    names, one = ", ".join(named) + (" …" if uncertain > _NAMED else ""), uncertain == 1
+    return f"{uncertain} of {slides} slides {'is' if one else 'are'} not certain enough to grade: {names}."
 
 
 def _read_gap(row: Row) -> int | None:
@@ -83,12 +95,12 @@ def _read_gap(row: Row) -> int | None:
     return None
 
 
-def lay_out_both_grades(rows: Sequence[Row]) -> ConfusionTable | None:
+def lay_out_both_grades(rows: Iterable[Row]) -> ConfusionTable | None:
     """Lay out both ISUP grades of the slides that have them against each other; None without such slides."""
-    pairs = [(parse_number(row.get("rule_isup")), parse_number(row.get("isup_predicted"))) for row in rows]
-    known = [(int(a), int(b)) for a, b in pairs if a is not None and b is not None]
+    pairs = ((parse_number(row.get("rule_isup")), parse_number(row.get("isup_predicted"))) for row in rows)
+    known = Counter((int(a), int(b)) for a, b in pairs if a is not None and b is not None)
     if not known:
         return None
-    counts = [[known.count((a, b)) for b in range(GRADES)] for a in range(GRADES)]
+    counts = [[known[a, b] for b in range(GRADES)] for a in range(GRADES)]
     names = list_class_names("isup", GRADES)
     return lay_out_confusion(counts, names, names, "by areas ↓   by the network →")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from panda.inference.slide_result import CLASS_AREA
-from panda.report.agreement import draw_agreement
+from panda.report.agreement import draw_agreement, take_sample
 from panda.report.class_section import explain_rule
 from panda.report.grade_notes import (
     add_rule_band,
@@ -19,9 +21,9 @@ from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import parse_number, try_read
 from panda.report.run_page import make_failure_table
-from panda.report.slide_page import Card, make_slide_table
+from panda.report.slide_page import MOST_THUMBNAILS, Card, make_slide_table
 from panda.report.table import format_value
-from panda.tables import read_output_table
+from panda.tables import OutputTable
 
 _COLUMNS = (
     "slide_id", "isup_predicted", "cancer_predicted", "confidence", "mark", "rule_score", "rule_isup", "rule_band",
@@ -43,6 +45,8 @@ _WHY = {
 }
 
 
+_SAMPLE_THUMBNAILS = 100
+"""Thumbnails in a sample of slides, so that the page of a large folder stays small."""
 _NOTES = (describe_disagreements, describe_uncertain)
 
 
@@ -58,50 +62,113 @@ def _write_value(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _make_cards(rows: list[dict[str, str]], failed: set[str]) -> list[Card]:
-    known = [r for r in rows if r.get("tissue_how") != "whole"]
-    tumor = [a for r in known if (a := parse_number(r.get("tumor_mm2"))) is not None]
-    tissue = [a for r in known if (a := parse_number(r.get("tissue_mm2"))) is not None]
-    positive = sum((parse_number(r.get("num_regions")) or 0) > 0 for r in rows)
-    without = {"of unknown µm/px": len(known) - len(tumor), "whose whole area counts as tissue": len(rows) - len(known)}
-    under = ", ".join(f"without {n} slide{'s' * (n != 1)} {which}" for which, n in without.items() if n)
-    finished = {r.get("slide_id", "") for r in rows}
-    counts = {"failed": len(failed - finished), "not graded": len(failed & finished)}
-    faults = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    return [
-        Card("Slides finished", format_value(len(rows), "count"), under=faults or "none failed", big=True),
-        Card("Slides with tumour regions", format_value(positive, "count"), f"of {len(rows)}", big=True),
-        Card("Tumour, all slides", format_value(sum(tumor), "mm2") if tumor else "", "mm²", under),
-        Card("Tissue, all slides", format_value(sum(tissue), "mm2") if tissue else "", "mm²", under),
-    ]
+@dataclass
+class _Total:
+    """The number and the sum of figures that are known."""
+
+    count: int = 0
+    total: float = 0.0
+
+    def add(self, figure: float | None) -> None:
+        """Add a figure, None if it is unknown."""
+        if figure is not None:
+            self.count += 1
+            self.total += figure
+
+    def format(self) -> str:
+        """Write the sum of areas; empty if none is known."""
+        return format_value(self.total, "mm2") if self.count else ""
+
+
+@dataclass
+class _Counts:
+    """Counts and sums over all slides of a table, whose rows are added in turn."""
+
+    failed: set[str]
+    slides: int = 0
+    ungraded: int = 0
+    positive: int = 0
+    whole: int = 0
+    tumor: _Total = field(default_factory=_Total)
+    tissue: _Total = field(default_factory=_Total)
+    seen: Counter[str] = field(default_factory=Counter)
+    thresholds: set[str | None] = field(default_factory=set)
+    informative: dict[str, bool] = field(default_factory=lambda: {"tissue_how": False, "unscored_tissue_px": False})
+    columns: dict[str, None] = field(default_factory=dict)
+
+    def add(self, row: dict[str, str]) -> dict[str, str]:
+        """Add a slide, and return its row."""
+        self.slides += 1
+        self.ungraded += row.get("slide_id", "") in self.failed
+        self.positive += (parse_number(row.get("num_regions")) or 0) > 0
+        if row.get("tissue_how") == "whole":
+            self.whole += 1
+        else:
+            self.tumor.add(parse_number(row.get("tumor_mm2")))
+            self.tissue.add(parse_number(row.get("tissue_mm2")))
+        self.seen[row.get("in_sample", "")] += 1
+        self.thresholds.add(row.get("threshold"))
+        self.informative["tissue_how"] |= row.get("tissue_how") != "strict"
+        self.informative["unscored_tissue_px"] |= bool(parse_number(row.get("unscored_tissue_px")))
+        self.columns.update(dict.fromkeys(row))
+        return row
+
+    def list_columns(self) -> tuple[list[str], list[str]]:
+        """Return the columns of the table of slides, and those of them with areas of classes."""
+        seen = any(self.seen[word] for word in _SEEN)
+        is_informative = self.informative | {"threshold": len(self.thresholds) > 1, "in_sample": seen}
+        keys, found = [k for k in _COLUMNS if k in self.columns and is_informative.get(k, True)], list(self.columns)
+        if "mpp_y" in found and not {"isup_predicted", "cancer_predicted"} & self.columns.keys():
+            keys[1:1] = found[found.index("mpp_y") + 1 :][:1]  # of a grader with another target
+        areas = [key for key in found if key.startswith(CLASS_AREA) and key.endswith("_mm2")]
+        if areas:
+            place = keys.index("tumor_mm2") + 1
+            keys[place:place] = areas
+        return keys, areas
+
+    def make_cards(self) -> list[Card]:
+        """Return the figures that are read first."""
+        known = self.slides - self.whole
+        without = {
+            "of unknown µm/px": known - self.tumor.count,
+            "whose whole area counts as tissue": self.whole,
+        }
+        under = ", ".join(f"without {n} slide{'s' * (n != 1)} {which}" for which, n in without.items() if n)
+        counts = {"failed": len(self.failed) - self.ungraded, "not graded": self.ungraded}
+        faults = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        return [
+            Card("Slides finished", format_value(self.slides, "count"), under=faults or "none failed", big=True),
+            Card("Slides with tumour regions", format_value(self.positive, "count"), f"of {self.slides}", big=True),
+            Card("Tumour, all slides", self.tumor.format(), "mm²", under),
+            Card("Tissue, all slides", self.tissue.format(), "mm²", under),
+        ]
 
 
 def write_inference_page(output: Path) -> Path:
     """Write `report.html` of an inference from its folder, and the pages of its slides if they are out of date.
 
     The folder has `quantification.csv`, `failures.csv`, `inference.json` and a folder for each slide. The page names
-    missing files.
+    missing files. Of a long table it shows a sample, and its figures are of all slides.
     """
     output = Path(output).absolute()
     require_folder(output)
     summary, fault = try_read(InferenceSummary.read, output, INFERENCE_FILE)
-    rows = [add_rule_band(row) for row in read_output_table(output / "quantification.csv")]
+    table, failures = OutputTable(output / "quantification.csv"), output / "failures.csv"
+    counts = _Counts({row.get("slide_id", "") for row in OutputTable(failures)})
+    rows = take_sample(map(counts.add, map(add_rule_band, table)))
     rows.sort(key=lambda r: -(parse_number(r.get("tumor_percent_of_tissue")) or 0.0))
-    failures = make_failure_table(output / "failures.csv")
-    counts = {word: sum(r.get("in_sample") == word for r in rows) for word in _SEEN}
-    is_informative = {
-        "threshold": len({r.get("threshold") for r in rows}) > 1,
-        "tissue_how": any(r.get("tissue_how") != "strict" for r in rows),
-        "unscored_tissue_px": any(parse_number(r.get("unscored_tissue_px")) for r in rows),
-        "in_sample": any(counts.values()),
-    }
-    keys = [k for k in _COLUMNS if any(k in row for row in rows) and is_informative.get(k, True)]
-    if rows and not {"isup_predicted", "cancer_predicted"} & rows[0].keys() and "mpp_y" in rows[0]:
-        keys[1:1] = list(rows[0])[list(rows[0]).index("mpp_y") + 1 :][:1]  # of a grader with another target
-    areas = [key for key in (rows[0] if rows else ()) if key.startswith(CLASS_AREA) and key.endswith("_mm2")]
-    if areas:
-        place = keys.index("tumor_mm2") + 1
-        keys[place:place] = areas
+    keys, areas = counts.list_columns()
+    is_sample = len(rows) < counts.slides
+    slides = make_slide_table(
+        rows,
+        keys,
+        output,
+        _WHY | dict.fromkeys(areas, _WHY["tumor_mm2"]),
+        thumbnails=_SAMPLE_THUMBNAILS if is_sample else MOST_THUMBNAILS,
+    )
+    if is_sample:
+        note = f"A random sample of {len(rows):,} of {counts.slides:,} slides; the table of all is {table.path.name}."
+        slides = replace(slides, note=f"{note} {slides.note}".strip())
     settings = summary.model_dump(mode="json", exclude={"notes", "gleason_rule"}) if summary else {}
     facts = [(key.replace("_", " "), _write_value(value)) for key, value in settings.items()]
     return write_page(
@@ -110,13 +177,13 @@ def write_inference_page(output: Path) -> Path:
         name=output.name,
         checkpoint=summary.checkpoint if summary else "",
         date=summary.date.replace("T", " ") if summary else "",
-        seen=[text.format(counts[word]) for word, text in _SEEN.items() if counts[word]],
-        notes=[*(summary.notes if summary else [fault]), *filter(None, (describe(rows) for describe in _NOTES))],
+        seen=[text.format(counts.seen[word]) for word, text in _SEEN.items() if counts.seen[word]],
+        notes=[*(summary.notes if summary else [fault]), *filter(None, (describe(table) for describe in _NOTES))],
         facts=[(name, text) for name, text in facts if text],
-        cards=_make_cards(rows, {r[0].text for r in failures.rows}),
-        slides=make_slide_table(rows, keys, output, _WHY | dict.fromkeys(areas, _WHY["tumor_mm2"])),
-        agreement=draw_agreement(rows),
-        both_grades=lay_out_both_grades(rows),
+        cards=counts.make_cards(),
+        slides=slides,
+        agreement=draw_agreement(table),
+        both_grades=lay_out_both_grades(table),
         rule=explain_rule(summary.gleason_rule) if summary and summary.gleason_rule else "",
-        failures=failures,
+        failures=make_failure_table(failures),
     )

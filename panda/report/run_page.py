@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from panda.data.summary import DataSummary, PatchDataSummary
-from panda.report.agreement import draw_agreement
+from panda.report.agreement import MOST_SHOWN, draw_agreement
 from panda.report.axes import TRAIN, VALIDATION
 from panda.report.charts import Line, draw_lines
 from panda.report.class_section import lay_out_classes
@@ -25,7 +25,7 @@ from panda.report.run_summary import GradingSummary, RunSummary, read_summary
 from panda.report.slide_page import find_slide_table, make_slide_table
 from panda.report.table import Cell, Head, Table, format_value, make_cell, name_figure
 from panda.report.target_charts import draw_predictions
-from panda.tables import read_output_table
+from panda.tables import OutputTable, read_output_table
 
 _MOST_PANELS = 12
 _GRADED = ("slide_id", "provider", "isup_grade", "label", "predicted", "confidence", "mark")
@@ -149,10 +149,15 @@ def _tabulate_slides(run_dir: Path, scoring: str) -> tuple[Table, str]:
 
 
 def make_failure_table(path: Path) -> Table:
-    """Read `failures.csv`: slide, stage, error and message."""
+    """Read `failures.csv`: slide, stage, error and message. A long table is cut, with a note."""
     styles = {"slide_id": "id", "stage": "", "error": "bad", "message": "pre"}
-    rows = [[Cell(row.get(key, ""), style=styles[key]) for key in styles] for row in read_output_table(path)]
-    return Table([Head("Slide"), Head("Stage"), Head("Error"), Head("Message")], rows)
+    found, count = OutputTable(path), 0
+    rows = []
+    for count, row in enumerate(found, 1):
+        if count <= MOST_SHOWN:
+            rows.append([Cell(row.get(key, ""), style=styles[key]) for key in styles])
+    note = f"The first {MOST_SHOWN:,} of {count:,}." if count > MOST_SHOWN else ""
+    return Table([Head("Slide"), Head("Stage"), Head("Error"), Head("Message")], rows, note=note)
 
 
 def _read_panels(run_dir: Path) -> tuple[list[tuple[str, str, Picture]], list[tuple[str, str]]]:

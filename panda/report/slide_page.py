@@ -234,7 +234,14 @@ def update_slide_page(slide_dir: Path) -> str:
     return PAGE
 
 
-def make_slide_table(rows: Sequence[Row], keys: Sequence[str], folder: Path, why: Mapping[str, str], *up: str) -> Table:
+def make_slide_table(
+    rows: Sequence[Row],
+    keys: Sequence[str],
+    folder: Path,
+    why: Mapping[str, str],
+    *up: str,
+    thumbnails: int = MOST_THUMBNAILS,
+) -> Table:
     """Lay out slides as a table with thumbnails that link to the slides' pages, and write those pages.
 
     Args:
@@ -243,6 +250,7 @@ def make_slide_table(rows: Sequence[Row], keys: Sequence[str], folder: Path, why
         folder: Folder of the slides' folders.
         why: Column to the reason why a figure in it may be missing.
         up: Names of the folders from the page to `folder`.
+        thumbnails: Number of slides with a thumbnail.
     """
     cells: list[list[Cell]] = []
     for index, row in enumerate(rows):
@@ -250,7 +258,7 @@ def make_slide_table(rows: Sequence[Row], keys: Sequence[str], folder: Path, why
         slide_dir = find_subfolder(folder, name)
         href = make_link(*up, name, update_slide_page(slide_dir)) if slide_dir else ""
         thumbnail: Picture | None = None
-        if slide_dir and index < MOST_THUMBNAILS:
+        if slide_dir and index < thumbnails:
             # A slide that was only graded has no overlay, and one graded from features perhaps no picture of its own.
             pictures = (slide_dir / name for name in ("overlay.png", "slide.jpg", "attention.png"))
             thumbnail = next(filter(None, (read_picture(path, THUMBNAIL_SIDE, quality=80) for path in pictures)), None)
@@ -261,8 +269,8 @@ def make_slide_table(rows: Sequence[Row], keys: Sequence[str], folder: Path, why
                 *(make_cell(row.get(k), find_format(k), why.get(k, ""), href if k == "slide_id" else "") for k in keys),
             ]
         )
-    more = len(rows) > MOST_THUMBNAILS
-    note = f"Thumbnails are shown for the first {MOST_THUMBNAILS} slides." if more else ""
+    more = len(rows) > thumbnails
+    note = f"Thumbnails are shown for the first {thumbnails} slides." if more else ""
     heads = [Head(""), *(make_head(k, ONE_SLIDE.get(k, "")) for k in keys)]
     if not any(row[0].picture for row in cells):
         return Table(heads[1:], [row[1:] for row in cells])
