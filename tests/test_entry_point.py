@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -279,6 +280,14 @@ def test_guard_refused_sweep_job_leaves_error_and_choices(tmp_path: Path) -> Non
     alone = tmp_path / "alone"
     refused(job(alone))
     assert not alone.exists()
+
+
+def test_pause_collection_leaves_no_leak_reports() -> None:
+    """Triton, which torch may import, reports frozen objects in thirty lines at the end of a process."""
+    pytest.importorskip("triton")
+    text = "from panda.app.entry_point import pause_collection\nwith pause_collection():\n    import triton\n"
+    done = subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True)
+    assert done.stderr == ""
 
 
 def test_pause_collection_passes_over_what_was_imported() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import functools
@@ -102,6 +103,7 @@ def pause_collection() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # libraries that count what they leave, such as triton, report frozen objects
         if was_enabled:
             gc.enable()
 
