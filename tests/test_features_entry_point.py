@@ -285,8 +285,11 @@ def test_features_configuration_fault_names_key_and_remedy(home: Path, overrides
 
 def test_features_defaults_are_those_of_the_card(home: Path) -> None:
     given = ("slides=slides", "encoder=lunit_s8", "encoder_weights=null", "run_dir=out")
-    plan = check(compose_config(*given, entry_point="features")).plan
+    config = check(compose_config(*given, entry_point="features"))
+    plan = config.plan
     assert (plan.tile_size, plan.mpp, plan.level, plan.stride) == (224, 0.5, None, 224)
+    assert config.card.revision is not None
+    assert config.describe(config.network).origin.revision is None  # which is that of the published weights
 
 
 def test_features_random_weights_are_the_same_each_time(home: Path) -> None:

@@ -21,7 +21,7 @@ from panda.inference.compute import EngineSettings
 from panda.inference.feature_output import SUMMARY, FeatureOutput, FeatureSettings, TilePlan
 from panda.inference.feature_store import describe_encoder
 from panda.inference.modes import Precision
-from panda.models.encoder_cards import EncoderCard
+from panda.models.encoder_cards import PUBLISHED, EncoderCard
 from panda.models.mil import MILNet
 from panda.models.weights import find_published
 from panda.settings import Share, Text, rule
@@ -113,10 +113,11 @@ class FeaturesConfig(SlideSettings):
         """Return the settings of the files that this configuration makes."""
         own = self.encoder.endswith((".yaml", ".yml"))
         name = Path(self.encoder).stem if own else self.encoder
+        origin = describe_encoder(network, self.compute.precision, name)
+        if self.encoder_weights not in PUBLISHED:  # the revision is that of the published weights
+            origin = origin.model_copy(update={"revision": None})
         return FeatureSettings(
-            format="panda" if self.format == "trident" else self.format,
-            plan=self.plan,
-            origin=describe_encoder(network, self.compute.precision, name),
+            format="panda" if self.format == "trident" else self.format, plan=self.plan, origin=origin
         )
 
     def _find_weights(self) -> None:
