@@ -271,11 +271,24 @@ def test_hydra_object_from_file_is_refused(node: dict[str, Any]) -> None:
 
 def test_hydra_builds_its_plugins_and_sweep_callback() -> None:
     joblib = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "n_jobs": 2}
-    tpe = {"_target_": "optuna.samplers.TPESampler", "seed": 1}
-    optuna = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper", "sampler": tpe}
+    basic = {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"}
     page = {"_target_": "panda.app.sweep.SweepPage"}
-    node = {"launcher": joblib, "sweeper": optuna, "callbacks": {"sweep_page": page}}
+    node = {"launcher": joblib, "sweeper": basic, "callbacks": {"sweep_page": page}}
     check_hydra_node(OmegaConf.create({"hydra": node}))
+
+
+def test_sweeper_that_searches_for_the_worst_is_refused_from_file() -> None:
+    optuna = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"}
+    with pytest.raises(ConfigError, match=r"default direction is minimize.*panda\.app\.search"):
+        check_hydra_node(OmegaConf.create({"hydra": {"sweeper": optuna}}))
+
+
+def test_sweeper_that_searches_for_the_worst_is_refused(tmp_path: Path) -> None:
+    done = run_entry_point("train", tmp_path, "-m", "hydra/sweeper=optuna", "model=unett", "optim.lr=1,2")
+    assert done.returncode == 1
+    assert "default direction is minimize" in done.stderr
+    assert "model=unett: there is no such choice" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("entry_point", ["train", "infer", "audit", "features"])

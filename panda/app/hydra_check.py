@@ -23,9 +23,12 @@ ENTRY_POINTS = ("train", "infer", "audit", "features")
 ALLOWED = re.compile(
     r"hydra\.callbacks\.\w+\._target_=panda\.app\.sweep\.SweepPage"
     r"|hydra\.(launcher|sweeper)\._target_=(hydra\._internal\.core_plugins|hydra_plugins)\.[\w.]+"
-    r"|hydra\.sweeper\.sampler\._target_=optuna\.samplers\.\w+"
 )
 """What Hydra may build. Hydra itself allows only registered plugins as launcher and sweeper."""
+OPTUNA = (
+    "hydra/sweeper=optuna searches for the worst setting, as its default direction is minimize, and needs optuna 2; "
+    "search with: python -m panda.app.search study=sqlite:///study.db n=50 and your arguments (--help says more)"
+)
 LOGGING_PARTS = ("handlers", "formatters", "filters", "loggers", "root")
 """Parts of a logging configuration that can name classes and files."""
 
@@ -45,7 +48,9 @@ def install_hydra_check() -> None:
         *more: Any,
         **options: Any,
     ) -> DictConfig:
-        faults, left = Faults(), list(overrides)
+        faults, left = Faults(), [text for text in overrides if text != "hydra/sweeper=optuna"]
+        if left != overrides:
+            faults.add(OPTUNA)
         while True:
             try:
                 cfg = compose(loader, config_name, left, run_mode, *more, **options)
@@ -102,6 +107,8 @@ def check_hydra_node(cfg: DictConfig) -> None:
             plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
         except OmegaConfBaseException as error:
             raise ConfigError(f"hydra.{name}: {str(error).splitlines()[0]}; mend the ${{…}} it names") from error
+        if name == "sweeper" and isinstance(plain, dict) and "hydra_optuna_sweeper" in str(plain.get("_target_")):
+            raise ConfigError(OPTUNA)
         found += [text for text in _find_special(f"hydra.{name}", plain) if not ALLOWED.fullmatch(text)]
     own = [f"hydra.{node}.{part}" for node in ("job_logging", "hydra_logging") for part in LOGGING_PARTS]
     for key in (*own, "hydra.sweeper.custom_search_space"):

@@ -34,6 +34,7 @@ from panda.app.grading_config import GradingConfig
 from panda.app.hydra_job import AUTO, is_multirun, is_unnamed, make_new_folder, read_key, write_overrides
 from panda.app.joint_training import check_shared, collect_faults, follow, lead
 from panda.app.learning_record import LearningRecord
+from panda.app.pruning import Pruning, report_epoch
 from panda.app.rank_group import RankGroup
 from panda.app.ranks import find_launch, find_launch_faults, is_joint, read_ranks
 from panda.app.resume import load_resumed_config
@@ -50,7 +51,7 @@ from panda.data.failures import write_failures
 from panda.errors import ConfigError, LockedError
 from panda.files import fingerprint, hold_lock, remove_leftovers, write_json, write_whole
 from panda.report.headline import format_headline
-from panda.report.interpretation import list_headlines
+from panda.report.interpretation import HEADLINES, LESS_IS_BETTER, list_headlines
 from panda.report.run_page import write_run_page
 from panda.report.run_summary import RunSummary
 from panda.settings import escape, format_override
@@ -238,6 +239,12 @@ def find_objective(summary: RunSummary) -> float:
     return math.nan if figure is None else float(figure)
 
 
+def find_direction(config: TrainConfig) -> bool:
+    """Return whether a large figure of `find_objective` is good."""
+    scoring = config.target.scoring if isinstance(config, GradingConfig) else "segmentation"
+    return HEADLINES[scoring][0] not in LESS_IS_BETTER
+
+
 def build_trainer(
     cfg: TrainConfig, folder: Path, experiment: Experiment, clock: Clock, point: ResumePoint | None = None
 ) -> pl.Trainer:
@@ -275,11 +282,16 @@ def build_trainer(
         LearningRateLogger(),
         ProgressBar(refresh_rate=5),
     ]
-    return cfg.trainer.build(
+    trainer = cfg.trainer.build(
         logger=loggers,
         callbacks=callbacks,
         default_root_dir=str(folder / "checkpoints"),
     )
+    if (report := report_epoch.get()) and trainer.world_size > 1:
+        log.warning("the epochs of several processes are not reported, so that this training is not pruned")
+    elif report:
+        trainer.callbacks.append(Pruning(report, monitor, mode))  # type: ignore[attr-defined]
+    return trainer
 
 
 def _resume_loggers(cfg: TrainConfig, folder: Path, clock: Clock, point: ResumePoint | None) -> list[Logger]:

@@ -1,0 +1,196 @@
+"""Search the best choices: `python -m panda.app.search study=ADDRESS n=TRIALS KEY=VALUES … [key=value …]`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+
+from panda.app.entry_point import Interrupted, enter, guard, refuse, set_up_logging
+from panda.app.hydra_job import sweep_folder
+from panda.app.resume import SESSION_KEYS, is_resumable
+from panda.app.search_space import Words, parse_words
+from panda.errors import ConfigError, PandaError
+from panda.files import CONF, write_whole
+from panda.settings import Count, Seed, Settings, Text, escape
+
+if TYPE_CHECKING:
+    import optuna
+
+    from panda.app.search_study import Search
+
+log = logging.getLogger(__name__)
+
+HELP = """python -m panda.app.search study=ADDRESS n=TRIALS KEY=VALUES … [key=value …]
+
+Trains trial after trial of train.py and chooses the values of the keys by the figure on validation. The same command
+continues a search, and several processes share it.
+
+  study         sqlite:///FILE.db on a local disk, journal:///FILE.log on any disk, or the address of a database server
+  n             number of trials, those of other processes and of earlier commands included
+  name          of the study and of its folder runs/<task>/sweep-NAME (default: name of the file of the study)
+  prune         stop trials that are worse than the median of the others at the same epoch (default: true)
+  sampler_seed  seed of the sampler (default: 0)
+
+  KEY=choice(a,b)  KEY=range(16,65,16)  KEY=interval(0.0,0.5)  KEY=int(interval(1,8))  KEY=log(1e-5,1e-2)
+  key=value        as for train.py, for all trials; test_slides=false saves the maps of the test slides
+"""
+
+
+class SearchSettings(Settings):
+    """Settings of a search, which `HELP` describes."""
+
+    node: ClassVar[str] = ""
+    study: Text
+    n: Count
+    name: Text | None = None
+    prune: bool = True
+    sampler_seed: Seed = 0
+
+
+def search(arguments: Sequence[str]) -> None:
+    """Run trials until the study has as many as asked for, then write the page.
+
+    Raises:
+        ConfigError: With all faults, before a study is made.
+    """
+    words = parse_words(arguments, tuple(SearchSettings.model_fields))
+    settings = SearchSettings(**words.own)
+    try:
+        from panda.app import search_study  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(f"a search needs optuna ({error}): pip install 'panda-wsi[cluster]'") from error
+    name = settings.name or Path(settings.study.rpartition("/")[2]).stem
+    task, maximize = _check_probes(words, name)
+    plan = search_study.Plan(
+        name=name,
+        space=words.space,
+        fixed=tuple(text for text in words.fixed if not text.lstrip("+").startswith((*SESSION_KEYS, *_FREE))),
+        task=task,
+        maximize=maximize,
+        prune=settings.prune,
+        seed=settings.sampler_seed,
+    )
+    study = search_study.Search(search_study.open_storage(settings.study), plan, Path(sweep_folder(task, name, "")))
+    try:
+        while True:
+            with study.take_trial(settings.n) as trial:
+                if trial is None:
+                    break
+                _run_trial(study, trial, words)
+    except KeyboardInterrupt as stop:
+        raise Interrupted("the same command continues the search") from stop
+    _say_result(study)
+
+
+_FREE = ("data.num_workers", "data.extract_workers", "logger.", "engine.")
+"""Prefixes of keys that may differ between the processes of a search."""
+
+
+def _check_probes(words: Words, name: str) -> tuple[str, bool]:
+    """Check trials with each choice and each end of a range; return the task, and whether its figure is to be large.
+
+    Raises:
+        ConfigError: With the faults of all of them.
+    """
+    from panda.app.train import check, find_direction  # noqa: PLC0415
+
+    faults: dict[str, None] = {}
+    for overrides in words.list_probes():
+        try:
+            cfg, config = check(_compose(overrides, Path("runs") / f"check-{name}"))
+            task, maximize = cfg.task.name, find_direction(config)
+        except ConfigError as error:
+            faults.update(dict.fromkeys(error.faults))
+    if faults:
+        raise ConfigError(list(faults))
+    return task, maximize
+
+
+def _compose(overrides: Sequence[str], folder: Path, resume: Path | None = None) -> DictConfig:
+    """Compose the configuration of a trial, as Hydra does for train.py."""
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="train"):
+        cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    cfg.name, cfg.run_dir = folder.name, escape(str(folder))
+    if resume is not None:
+        cfg.resume = escape(str(resume))
+    return cfg
+
+
+def _run_trial(study: Search, trial: optuna.Trial, words: Words) -> None:
+    """Train, resume or only record a trial, and end it in the study."""
+    from panda.app.pruning import Pruned, report_epoch  # noqa: PLC0415
+    from panda.app.train import find_objective, train  # noqa: PLC0415
+    from panda.report.run_summary import read_summary  # noqa: PLC0415
+
+    folder = study.folder / str(trial.number)
+    log.info("trial %d: %s", trial.number, " ".join(f"{key}={value}" for key, value in trial.params.items()))
+    summary, _ = read_summary(folder)
+    if summary is not None and (folder / "report.html").is_file():
+        study.end(trial, find_objective(summary))
+        return
+    overrides, last = words.format_trial(trial.params), folder / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        grading = study.plan.task == "grading"
+        overrides = [text for text in words.fixed if _may_change(text.partition("=")[0].lstrip("+"), grading)]
+    cfg = _compose(overrides, folder, last if last.is_file() else None)
+    token = report_epoch.set(partial(study.report, trial) if study.plan.prune else None)
+
+    def run(cfg: DictConfig) -> Any:
+        try:
+            return train(cfg)
+        except Pruned as stop:
+            log.info("%s", stop)
+            write_whole(folder / "error.txt", f"{stop}\n")
+            study.prune(trial)
+            return None
+
+    try:
+        figure = guard(run)(cfg)
+    except Exception as error:  # a fault in the code, which another trial may not meet
+        traceback.print_exc()
+        refuse(PandaError(f"trial {trial.number}: {type(error).__name__}: {error}"), folder)
+        figure = float("nan")
+    finally:
+        report_epoch.reset(token)
+    if figure is not None:
+        study.end(trial, float(figure))
+
+
+def _may_change(key: str, grading: bool) -> bool:
+    return key in SESSION_KEYS or is_resumable(key, grading)
+
+
+def _say_result(study: Search) -> None:
+    from panda.report.sweep_page import write_sweep  # noqa: PLC0415
+
+    counts = ", ".join(f"{count} {state}" for state, count in study.count_states().items())
+    print(f"trials: {counts}")
+    if (best := study.find_best()) is not None:
+        values = " ".join(f"{key}={value}" for key, value in best.params.items())
+        print(f"best: trial {best.number} with {best.value:.4f} on validation: {values}")
+    print(f"sweep: {write_sweep(study.folder)}")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    if {"--help", "-h"} & set(arguments):
+        print(HELP)
+        return
+    set_up_logging("debug=true" in arguments)
+    search(arguments)
+
+
+if __name__ == "__main__":
+    enter(lambda: main(sys.argv[1:]))
