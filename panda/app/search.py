@@ -8,15 +8,16 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
+from pydantic import Field
 
 from panda.app.entry_point import Interrupted, enter, guard, refuse, set_up_logging
-from panda.app.hydra_job import sweep_folder
-from panda.app.resume import SESSION_KEYS, is_resumable
+from panda.app.hydra_job import AUTO, sweep_folder
+from panda.app.resume import SESSION_KEYS
 from panda.app.search_space import Words, parse_words
 from panda.errors import ConfigError, PandaError
 from panda.files import CONF, write_whole
@@ -51,7 +52,7 @@ class SearchSettings(Settings):
     node: ClassVar[str] = ""
     study: Text
     n: Count
-    name: Text | None = None
+    name: Annotated[str, Field(pattern=r"^\w[\w .+-]*$")] | None = None
     prune: bool = True
     sampler_seed: Seed = 0
 
@@ -63,17 +64,18 @@ def search(arguments: Sequence[str]) -> None:
         ConfigError: With all faults, before a study is made.
     """
     words = parse_words(arguments, tuple(SearchSettings.model_fields))
-    settings = SearchSettings(**words.own)
+    address = str(words.own.get("study", ""))
+    settings = SearchSettings(**{"name": Path(address.rpartition("/")[2]).stem or None, **words.own})
     try:
         from panda.app import search_study  # noqa: PLC0415
     except ImportError as error:
         raise ConfigError(f"a search needs optuna ({error}): pip install 'panda-wsi[cluster]'") from error
-    name = settings.name or Path(settings.study.rpartition("/")[2]).stem
+    name = settings.name or "search"
     task, maximize = _check_probes(words, name)
     plan = search_study.Plan(
         name=name,
         space=words.space,
-        fixed=tuple(text for text in words.fixed if not text.lstrip("+").startswith((*SESSION_KEYS, *_FREE))),
+        fixed=tuple(text for text in words.fixed if not text.lstrip("+").startswith(SESSION_KEYS)),
         task=task,
         maximize=maximize,
         prune=settings.prune,
@@ -89,10 +91,6 @@ def search(arguments: Sequence[str]) -> None:
     except KeyboardInterrupt as stop:
         raise Interrupted("the same command continues the search") from stop
     _say_result(study)
-
-
-_FREE = ("data.num_workers", "data.extract_workers", "logger.", "engine.")
-"""Prefixes of keys that may differ between the processes of a search."""
 
 
 def _check_probes(words: Words, name: str) -> tuple[str, bool]:
@@ -115,36 +113,25 @@ def _check_probes(words: Words, name: str) -> tuple[str, bool]:
     return task, maximize
 
 
-def _compose(overrides: Sequence[str], folder: Path, resume: Path | None = None) -> DictConfig:
-    """Compose the configuration of a trial, as Hydra does for train.py."""
+def _compose(overrides: Sequence[str], folder: Path) -> DictConfig:
+    """Compose the configuration of a trial, as Hydra does for train.py. It resumes what the folder holds."""
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="train"):
         cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
-    cfg.name, cfg.run_dir = folder.name, escape(str(folder))
-    if resume is not None:
-        cfg.resume = escape(str(resume))
+    cfg.name, cfg.run_dir, cfg.resume = folder.name, escape(str(folder)), AUTO
     return cfg
 
 
 def _run_trial(study: Search, trial: optuna.Trial, words: Words) -> None:
-    """Train, resume or only record a trial, and end it in the study."""
+    """Train a trial, or continue it, and end it in the study."""
     from panda.app.pruning import Pruned, report_epoch  # noqa: PLC0415
-    from panda.app.train import find_objective, train  # noqa: PLC0415
-    from panda.report.run_summary import read_summary  # noqa: PLC0415
+    from panda.app.train import train  # noqa: PLC0415
 
     folder = study.folder / str(trial.number)
     log.info("trial %d: %s", trial.number, " ".join(f"{key}={value}" for key, value in trial.params.items()))
-    summary, _ = read_summary(folder)
-    if summary is not None and (folder / "report.html").is_file():
-        study.end(trial, find_objective(summary))
-        return
-    overrides, last = words.format_trial(trial.params), folder / "checkpoints" / "last.ckpt"
-    if last.is_file():
-        grading = study.plan.task == "grading"
-        overrides = [text for text in words.fixed if _may_change(text.partition("=")[0].lstrip("+"), grading)]
-    cfg = _compose(overrides, folder, last if last.is_file() else None)
+    cfg = _compose(words.format_trial(trial.params), folder)
     token = report_epoch.set(partial(study.report, trial) if study.plan.prune else None)
 
     def run(cfg: DictConfig) -> Any:
@@ -166,10 +153,6 @@ def _run_trial(study: Search, trial: optuna.Trial, words: Words) -> None:
         report_epoch.reset(token)
     if figure is not None:
         study.end(trial, float(figure))
-
-
-def _may_change(key: str, grading: bool) -> bool:
-    return key in SESSION_KEYS or is_resumable(key, grading)
 
 
 def _say_result(study: Search) -> None:

@@ -22,6 +22,7 @@ STATES = {
     "done": "",
     "failed": "",
     "interrupted": "",
+    "pruned": "",
     "running": "The job is running.",
     "waiting": "The job waits for another one, which trains for both and then evaluates it.",
     "lost": "The job was killed: the command of the sweep with its name continues it.",
@@ -117,7 +118,7 @@ def _read_job(folder: Path, waits: bool) -> Job | None:
     if summary is None:
         error = read_text(folder / "error.txt").strip() if "error.txt" in names else ""
         if error or fault:
-            state = "interrupted" if error.startswith("interrupted") else "failed"
+            state = next((state for state in ("interrupted", "pruned") if error.startswith(state)), "failed")
             error = error or fault
         else:
             state = "running" if is_locked(folder / "run") else "waiting" if waits else "lost"
@@ -140,8 +141,8 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
 
 
 def is_successful(job: Job) -> bool:
-    """Return whether a job is done and used all its slides."""
-    return job.state == "done" and not job.lost_slides
+    """Return whether a job is done and used all its slides, or was pruned."""
+    return job.state in ("done", "pruned") and not job.lost_slides
 
 
 def split_choices(jobs: Sequence[Job]) -> tuple[list[str], list[tuple[str, str]]]:

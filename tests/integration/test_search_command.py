@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_search_interrupted_and_pruned_trials(
     words, folder = _words("one", "trainer.max_epochs=2"), Path("runs/segmentation/sweep-one")
     report = Search.report
 
-    def interrupt(study: Search, trial: "optuna.Trial", epoch: int, value: float) -> bool:
+    def interrupt(study: Search, trial: Any, epoch: int, value: float) -> bool:
         if epoch == 1:
             raise KeyboardInterrupt
         return report(study, trial, epoch, value)
@@ -92,5 +93,5 @@ def test_search_interrupted_and_pruned_trials(
     assert study.trials[6].state == optuna.trial.TrialState.PRUNED
     assert list(study.trials[6].intermediate_values) == [0]
     assert (folder / "6" / "error.txt").read_text().startswith("pruned: val/dice of epoch 0 is 0.")
-    assert [row["job"] for row in table(folder / "sweep.csv")] == ["0", "6"]
+    assert [(row["job"], row["state"]) for row in table(folder / "sweep.csv")] == [("0", "done"), ("6", "pruned")]
     assert "trials: 6 complete, 1 pruned" in capsys.readouterr().out
