@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -226,8 +227,23 @@ def test_search_folder_of_another_study_is_refused() -> None:
 
 @pytest.mark.parametrize("address", ["nonsense", "postgresql://nobody@localhost:1/x", "sqlite:////proc/study.db"])
 def test_open_storage_impossible_is_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match=r"cannot be opened .*; give sqlite:///FILE.db"):
+    with pytest.raises(ConfigError, match=r"cannot be opened .*; give "):
         open_storage(address)
+
+
+_OPENS = """
+import sys, time
+from tests.test_search import open_storage
+
+time.sleep(max(0.0, float(sys.argv[1]) - time.time()))
+open_storage("sqlite:///study.db")
+"""
+
+
+def test_open_storage_of_processes_at_once_works() -> None:
+    command = [sys.executable, "-c", _OPENS, str(time.time() + 5)]
+    started = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    assert [process.communicate()[1] for process in started] == [""] * 4
 
 
 @pytest.mark.parametrize(("kind", "refused"), [("nfs4", True), ("lustre", True), ("fuse.sshfs", True), ("ext4", False)])

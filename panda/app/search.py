@@ -35,14 +35,14 @@ HELP = """python -m panda.app.search study=ADDRESS n=TRIALS KEY=VALUES … [key=
 Trains trial after trial of train.py and chooses the values of the keys by the figure on validation. The same command
 continues a search, and several processes share it.
 
-  study         sqlite:///FILE.db on a local disk, journal:///FILE.log on any disk, or the address of a database server
-  n             number of trials, those of other processes and of earlier commands included
-  name          of the study and of its folder runs/<task>/sweep-NAME (default: name of the file of the study)
-  prune         stop trials that are worse than the median of the others at the same epoch (default: true)
-  sampler_seed  seed of the sampler (default: 0)
+  study         sqlite:///FILE.db on a local disk, journal:///FILE.log on any disk, or a database server.
+  n             Number of trials, those of other processes and of earlier commands included.
+  name          Of the study and of its folder runs/<task>/sweep-NAME. The default is the name of the file.
+  prune         true (default): stop trials that are worse than the median of the others at the same epoch.
+  sampler_seed  Seed of the sampler, 0 by default.
 
-  KEY=choice(a,b)  KEY=range(16,65,16)  KEY=interval(0.0,0.5)  KEY=int(interval(1,8))  KEY=log(1e-5,1e-2)
-  key=value        as for train.py, for all trials; test_slides=false saves the maps of the test slides
+  KEY=choice(a,b)  KEY=range(16,65,16)  KEY=interval(0.0,0.5)  KEY=int(interval(1,8))  KEY=log(1e-5,1e-2).
+  key=value        As for train.py, for all trials; test_slides=false saves the maps of the test slides.
 """
 
 

@@ -27,7 +27,7 @@ _PLACE = ".search"
 """File in the folder of a search with the identity of its study."""
 _MOST_STARTS = 3
 """Starts of a trial that made no progress since the one before."""
-_JOURNAL = "journal:///"
+_JOURNAL, _SQLITE = "journal:///", "sqlite:///"
 _NETWORK = ("nfs", "lustre", "cifs", "smb", "gpfs", "beegfs", "ceph", "afs", "panfs", "orangefs", "9p")
 _NETWORK_FUSE = ("fuse.glusterfs", "fuse.sshfs", "fuse.ceph", "fuse.gcsfuse", "fuse.s3fs", "fuse.juicefs")
 """File systems that several machines mount."""
@@ -61,23 +61,30 @@ def open_storage(address: str) -> BaseStorage:
         path = Path(address.removeprefix(_JOURNAL))
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path), _JournalLock(path)))
-    options: dict[str, Any] = {}
-    if address.startswith("sqlite:///"):
-        path = Path(address.removeprefix("sqlite:///"))
-        if (kind := _find_file_system(path)).startswith(_NETWORK + _NETWORK_FUSE):
-            raise ConfigError(
-                f"study={address}: the file is on {kind}, and databases of SQLite break on network file systems; give "
-                f"study={_JOURNAL}{path.with_suffix('.log')}, a local path, or a database server"
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        options = {"connect_args": {"timeout": 60}}
+    if not address.startswith(_SQLITE):
+        return _open_database(address)
+    path = Path(address.removeprefix(_SQLITE))
+    if (kind := _find_file_system(path)).startswith(_NETWORK + _NETWORK_FUSE):
+        raise ConfigError(
+            f"study={address}: the file is on {kind}, and databases of SQLite break on network file systems; give "
+            f"study={_JOURNAL}{path.with_suffix('.log')}, a local path, or a database server"
+        )
+    try:
+        # Two processes that make the tables at the same time would both fail.
+        with hold_lock(path):
+            return _open_database(address, connect_args={"timeout": 60})
+    except OSError as error:
+        raise ConfigError(f"study={address} cannot be opened ({error.strerror}); give another path") from error
+
+
+def _open_database(address: str, **options: Any) -> BaseStorage:
     try:
         return RDBStorage(address, engine_kwargs=options)
     except Exception as error:  # SQLAlchemy and each driver have errors of their own
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"study={address} cannot be opened ({reason}); give sqlite:///FILE.db, {_JOURNAL}FILE.log or the address "
-            "of a database server whose driver is installed"
+            f"study={address} cannot be opened ({reason}); give {_SQLITE}FILE.db, {_JOURNAL}FILE.log or the address of a "
+            "database server whose driver is installed"
         ) from error
 
 
