@@ -225,8 +225,9 @@ def test_search_folder_of_another_study_is_refused() -> None:
             Search(open_storage(address), PLAN, Path(folder))
 
 
-@pytest.mark.parametrize("address", ["nonsense", "postgresql://nobody@localhost:1/x", "sqlite:////proc/study.db"])
+@pytest.mark.parametrize("address", ["nonsense", "postgresql://nobody@localhost:1/x", "sqlite:///a file/study.db"])
 def test_open_storage_impossible_is_refused(address: str) -> None:
+    Path("a file").touch()
     with pytest.raises(ConfigError, match=r"cannot be opened .*; give "):
         open_storage(address)
 

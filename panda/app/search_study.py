@@ -83,8 +83,8 @@ def _open_database(address: str, **options: Any) -> BaseStorage:
     except Exception as error:  # SQLAlchemy and each driver have errors of their own
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"study={address} cannot be opened ({reason}); give {_SQLITE}FILE.db, {_JOURNAL}FILE.log or the address of a "
-            "database server whose driver is installed"
+            f"study={address} cannot be opened ({reason}); give {_SQLITE}FILE.db, {_JOURNAL}FILE.log or the address "
+            "of a database server whose driver is installed"
         ) from error
 
 
