@@ -25,7 +25,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from panda.errors import LockedError, PandaError
-from panda.soft_lock import Holder, hold_soft_lock
+from panda.soft_lock import PATIENCE_SECONDS, Holder, hold_soft_lock
 
 log = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ def _hold_file(lock_file: Path, name: Path, *, wait: bool) -> Iterator[None]:
     # filelock's own soft locks are not taken over from a killed process if a file system cannot exchange two names.
     lock = FileLock(lock_file, thread_local=False, fallback_to_soft=False, on_acquired=handles.append)
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=PATIENCE_SECONDS if wait else 0)
     except Timeout:
         holder = f" ({found})" if (found := _read_holder(lock_file)) else ""
         if not wait:

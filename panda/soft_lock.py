@@ -36,6 +36,8 @@ HEARTBEAT_SECONDS = 20.0
 STALE_SECONDS = 300.0
 WATCH_SECONDS = 60.0
 POLL_SECONDS = 0.5
+PATIENCE_SECONDS = 1.0
+"""How long a process waits for a lock before it says so."""
 _RELEASED = b"released\n"
 
 
@@ -170,7 +172,7 @@ class _Claim:
 
     def take(self, *, wait: bool) -> None:
         """Take the lock."""
-        said = ""
+        said, started = "", time.monotonic()
         while True:
             number = self._find_last()
             state = self._judge(self._folder / str(number))
@@ -178,7 +180,7 @@ class _Claim:
                 break
             if state.kind == "held" and not wait:
                 raise LockedError(f"{self._name}: another run holds its lock ({state.holder})")
-            if state.kind not in ("free", said):
+            if state.kind not in ("free", said) and time.monotonic() - started > PATIENCE_SECONDS:
                 said = state.kind
                 doing = "waiting" if said == "held" else f"no sign of life from it, watching for {WATCH_SECONDS:.0f} s"
                 log.warning("%s: another run is at work on it; %s (%s)", self._name, doing, state.holder)

@@ -29,7 +29,13 @@ FILES = ".run.lock.holders"
 @pytest.fixture(autouse=True)
 def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcntl.flock", _refuse(errno.ENOTSUP))
-    times = {"POLL_SECONDS": 0.01, "HEARTBEAT_SECONDS": 0.05, "STALE_SECONDS": 0.5, "WATCH_SECONDS": 0.2}
+    times = {
+        "POLL_SECONDS": 0.01,
+        "HEARTBEAT_SECONDS": 0.05,
+        "STALE_SECONDS": 0.5,
+        "WATCH_SECONDS": 0.2,
+        "PATIENCE_SECONDS": 0.1,
+    }
     for name, value in times.items():
         monkeypatch.setattr(soft_lock, name, value)
 

@@ -99,6 +99,7 @@ def _check_probes(words: Words, name: str) -> tuple[str, bool]:
     Raises:
         ConfigError: With the faults of all of them.
     """
+    from panda.app.ranks import is_joint  # noqa: PLC0415
     from panda.app.train import check, find_direction  # noqa: PLC0415
 
     faults: dict[str, None] = {}
@@ -106,6 +107,11 @@ def _check_probes(words: Words, name: str) -> tuple[str, bool]:
         try:
             cfg, config = check(_compose(overrides, Path("runs") / f"check-{name}"))
             task, maximize = cfg.task.name, find_direction(config)
+            if is_joint(config.trainer.strategy):
+                fault = (
+                    f"trainer.strategy={config.trainer.strategy}: a trial of a search is one command; give trainer=ddp"
+                )
+                faults[fault] = None
         except ConfigError as error:
             faults.update(dict.fromkeys(error.faults))
     if faults:
