@@ -29,15 +29,9 @@ FILES = ".run.lock.holders"
 @pytest.fixture(autouse=True)
 def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcntl.flock", _refuse(errno.ENOTSUP))
-    times = {
-        "POLL_SECONDS": 0.01,
-        "HEARTBEAT_SECONDS": 0.05,
-        "STALE_SECONDS": 0.5,
-        "WATCH_SECONDS": 0.2,
-        "PATIENCE_SECONDS": 0.1,
-    }
+    times = {"POLL": 0.01, "HEARTBEAT": 0.05, "STALE": 0.5, "WATCH": 0.2, "PATIENCE": 0.1}
     for name, value in times.items():
-        monkeypatch.setattr(soft_lock, name, value)
+        monkeypatch.setattr(soft_lock, f"{name}_SECONDS", value)
 
 
 def _refuse(number: int) -> Callable[..., None]:
