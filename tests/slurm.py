@@ -55,9 +55,10 @@ StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdSpoolDir={folder}/spool-%n
-NodeName={nodes[0]} NodeHostname={host} NodeAddr={nodes[0]} Port={node_ports[0]} CPUs=8 RealMemory=8000 Gres=gpu:{gpus}
-NodeName={nodes[1]} NodeHostname={host} NodeAddr={nodes[1]} Port={node_ports[1]} CPUs=8 RealMemory=8000 Gres=gpu:{gpus}
+NodeName={nodes[0]} NodeHostname={host} NodeAddr={nodes[0]} Port={node_ports[0]} CPUs=16 RealMemory=64000 Gres=gpu:{gpus}
+NodeName={nodes[1]} NodeHostname={host} NodeAddr={nodes[1]} Port={node_ports[1]} CPUs=16 RealMemory=64000 Gres=gpu:{gpus}
 PartitionName=main Nodes=ALL Default=YES MaxTime=10 DefaultTime=5 State=UP
+PartitionName=gpu Nodes=ALL MaxTime=INFINITE State=UP
 """
 _GPUS = ("/dev/null", "/dev/zero")  # any two devices: SLURM hands them out, and CUDA does not look at them
 

@@ -1,0 +1,84 @@
+"""Jobs on a real SLURM, started by the scripts of docs/cluster.md, give what one process gives."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import segmentation_checkpoint
+from tests.integration.entry_points import REPOSITORY, run_entry_point, table
+from tests.panda_folder import make_folder
+from tests.slurm import Slurm
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+SLIDES = 4
+DATED = {"infer.log", "inference.json", "report.html", "slide.html"}
+MAPPING = "engine.device=cpu engine.precision=fp32 engine.compile=never engine.post_workers=0 threshold=0.3"
+
+
+def read_script(name: str) -> str:
+    """Return a script of docs/cluster.md by the name in its first comment."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", (REPOSITORY / "docs" / "cluster.md").read_text(), re.DOTALL | re.M)
+    (found,) = [block for block in blocks if f"# {name}:" in block]
+    return found
+
+
+def write_script(folder: Path, name: str, **changes: str) -> Path:
+    """Write a script of the page into a folder, with some of its words changed for small slides on a small machine."""
+    text = read_script(name)
+    for old, new in changes.items():
+        assert old in text, f"{name} of docs/cluster.md has no {old!r} any more"
+        text = text.replace(old, new)
+    script = folder / name
+    script.write_text(text)
+    return script
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """Hash the results in an output, those with dates excepted."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in DATED and not str(path.relative_to(folder)).startswith(".")
+    }
+
+
+def read_outputs(folder: Path) -> str:
+    return "\n".join(path.read_text()[-3000:] for path in sorted((folder / "logs").rglob("*.txt")))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder like a checkout, with slides, a checkpoint, and `alone`: what one process made of them."""
+    folder = tmp_path_factory.mktemp("cluster")
+    for name in ("train.py", "infer.py", "conf"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    activate = folder / ".venv" / "bin" / "activate"
+    activate.parent.mkdir(parents=True)
+    activate.write_text(f"PATH={Path(sys.executable).parent}:$PATH\n")
+    (folder / "logs").mkdir()
+    make_folder(folder, SLIDES)
+    (folder / "train_images").rename(folder / "slides")
+    segmentation_checkpoint(folder / "best.ckpt", patch_size=128, overlap=0.25)
+    given = ("checkpoint=best.ckpt", "slides='slides/*.tiff'", "output=alone")
+    done = run_entry_point("infer", folder, *given, *MAPPING.split())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(table(folder / "alone" / "quantification.csv")) == SLIDES
+    return folder
+
+
+def test_array_of_shards_gives_bytes_of_one_process(slurm: Slurm, workplace: Path) -> None:
+    script = write_script(
+        workplace,
+        "array.sh",
+        **{"--array=0-63": "--array=0-2", "--cpus-per-task=8": "--cpus-per-task=2", "infer.py": f"infer.py {MAPPING}"},
+    )
+    slurm.run("sbatch", script, cwd=workplace)
+    slurm.wait_for_jobs()
+    outputs = read_outputs(workplace)
+    assert hash_files(workplace / "out") == hash_files(workplace / "alone"), outputs
