@@ -55,8 +55,9 @@ StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdSpoolDir={folder}/spool-%n
-NodeName={nodes[0]} NodeHostname={host} NodeAddr={nodes[0]} Port={node_ports[0]} CPUs=16 RealMemory=64000 Gres=gpu:{gpus}
-NodeName={nodes[1]} NodeHostname={host} NodeAddr={nodes[1]} Port={node_ports[1]} CPUs=16 RealMemory=64000 Gres=gpu:{gpus}
+NodeName=DEFAULT CPUs=16 RealMemory=64000 Gres=gpu:{gpus}
+NodeName={nodes[0]} NodeHostname={host} NodeAddr={nodes[0]} Port={node_ports[0]}
+NodeName={nodes[1]} NodeHostname={host} NodeAddr={nodes[1]} Port={node_ports[1]}
 PartitionName=main Nodes=ALL Default=YES MaxTime=10 DefaultTime=5 State=UP
 PartitionName=gpu Nodes=ALL MaxTime=INFINITE State=UP
 """

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.checkpoints import segmentation_checkpoint
 from tests.integration.entry_points import REPOSITORY, run_entry_point, table
+from tests.integration.test_entry_points import TINY
 from tests.panda_folder import make_folder
 from tests.slurm import Slurm
 
@@ -18,6 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 SLIDES = 4
 DATED = {"infer.log", "inference.json", "report.html", "slide.html"}
+EPOCHS = 4
 MAPPING = "engine.device=cpu engine.precision=fp32 engine.compile=never engine.post_workers=0 threshold=0.3"
 
 
@@ -82,3 +86,35 @@ def test_array_of_shards_gives_bytes_of_one_process(slurm: Slurm, workplace: Pat
     slurm.wait_for_jobs()
     outputs = read_outputs(workplace)
     assert hash_files(workplace / "out") == hash_files(workplace / "alone"), outputs
+
+
+def test_sweep_goes_on_after_a_requeue_of_a_job(slurm: Slurm, workplace: Path) -> None:
+    tiny = " ".join(f"'{override}'" for override in (*TINY, f"trainer.max_epochs={EPOCHS}", "logger=csv"))
+    changes = {"data=panda data.root=/data/panda": tiny, "data.patch_size=256,512": "data.patch_size=64,96"}
+    script = write_script(workplace, "sweep.sh", **changes)
+    sweep = workplace / "runs" / "segmentation" / "sweep-first"
+    with subprocess.Popen(["bash", script], cwd=workplace, env=slurm.environment) as launcher:
+        try:
+            job, number = wait_for_training(slurm, sweep)
+            slurm.run("scontrol", "requeue", job)
+            assert launcher.wait(240) == 0, slurm.read_logs()
+        finally:
+            launcher.kill()
+    rows = table(sweep / "sweep.csv")
+    assert [row["state"] for row in rows] == ["done"] * 4
+    assert [row["trained_by"] for row in rows] == ["", "0", "", "2"]
+    epochs = [row["epoch"] for row in table(sweep / number / "metrics.csv") if row["val/dice"]]
+    assert epochs == [str(epoch) for epoch in range(EPOCHS)]
+    assert (sweep / number / "run.log").read_text().count(f"run: {sweep / number}\n") == 2
+
+
+def wait_for_training(slurm: Slurm, sweep: Path) -> tuple[str, str]:
+    """Return the SLURM id and the number of a job of a sweep that has trained an epoch."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        for job in slurm.run("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%i").split():
+            number = job.rpartition("_")[2]
+            if (sweep / number / "checkpoints" / "last.ckpt").exists():
+                return job, number
+        time.sleep(0.1)
+    raise TimeoutError(f"no job of {sweep} trained an epoch:{slurm.read_logs()}")
