@@ -7,9 +7,12 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+import yaml
 
 from tests.checkpoints import segmentation_checkpoint
 from tests.integration.entry_points import REPOSITORY, run_entry_point, table
@@ -20,21 +23,21 @@ from tests.slurm import Slurm
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 SLIDES = 4
-DATED = {"infer.log", "inference.json", "report.html", "slide.html"}
+Found = TypeVar("Found")
+DATED = {"inference.json", "report.html", "slide.html"}
 EPOCHS = 4
 MAPPING = "engine.device=cpu engine.precision=fp32 engine.compile=never engine.post_workers=0 threshold=0.3"
 
 
-def read_script(name: str) -> str:
-    """Return a script of docs/cluster.md by the name in its first comment."""
-    blocks = re.findall(r"^```sh\n(.*?)^```$", (REPOSITORY / "docs" / "cluster.md").read_text(), re.DOTALL | re.M)
-    (found,) = [block for block in blocks if f"# {name}:" in block]
-    return found
+def read_blocks(language: str) -> list[str]:
+    """Return the blocks of docs/cluster.md in a language."""
+    text = (REPOSITORY / "docs" / "cluster.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 def write_script(folder: Path, name: str, **changes: str) -> Path:
     """Write a script of the page into a folder, with some of its words changed for small slides on a small machine."""
-    text = read_script(name)
+    (text,) = [block for block in read_blocks("sh") if f"# {name}:" in block]
     for old, new in changes.items():
         assert old in text, f"{name} of docs/cluster.md has no {old!r} any more"
         text = text.replace(old, new)
@@ -48,7 +51,10 @@ def hash_files(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in DATED and not str(path.relative_to(folder)).startswith(".")
+        if path.is_file()
+        and path.name not in DATED
+        and path.suffix != ".log"
+        and not str(path.relative_to(folder)).startswith(".")
     }
 
 
@@ -77,15 +83,24 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_array_of_shards_gives_bytes_of_one_process(slurm: Slurm, workplace: Path) -> None:
-    script = write_script(
-        workplace,
-        "array.sh",
-        **{"--array=0-63": "--array=0-2", "--cpus-per-task=8": "--cpus-per-task=2", "infer.py": f"infer.py {MAPPING}"},
-    )
-    slurm.run("sbatch", script, cwd=workplace)
+    small = {"--array=0-63": "--array=0-2", "infer.py": f"infer.py {MAPPING}", "output=out": "output=array"}
+    slurm.run("sbatch", write_script(workplace, "array.sh", **small), cwd=workplace)
     slurm.wait_for_jobs()
-    outputs = read_outputs(workplace)
-    assert hash_files(workplace / "out") == hash_files(workplace / "alone"), outputs
+    assert hash_files(workplace / "array") == hash_files(workplace / "alone"), read_outputs(workplace)
+
+
+def test_indexed_pods_give_bytes_of_one_process(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (manifest,) = read_blocks("yaml")
+    (container,) = yaml.safe_load(manifest)["spec"]["template"]["spec"]["containers"]
+    program, script, *overrides = container["command"]
+    assert (program, script) == ("python", "infer.py")
+    changes = {"shard=auto/64": "shard=auto/2", "output=out": "output=pods"}
+    given = [changes.get(override, override) for override in overrides]
+    for index in range(2):
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", str(index))
+        done = run_entry_point("infer", workplace, *given, *MAPPING.split())
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert hash_files(workplace / "pods") == hash_files(workplace / "alone")
 
 
 def test_sweep_goes_on_after_a_requeue_of_a_job(slurm: Slurm, workplace: Path) -> None:
@@ -110,11 +125,22 @@ def test_sweep_goes_on_after_a_requeue_of_a_job(slurm: Slurm, workplace: Path) -
 
 def wait_for_training(slurm: Slurm, sweep: Path) -> tuple[str, str]:
     """Return the SLURM id and the number of a job of a sweep that has trained an epoch."""
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
+
+    def find() -> tuple[str, str] | None:
         for job in slurm.run("squeue", "--noheader", "--array", "--states=RUNNING", "--format=%i").split():
             number = job.rpartition("_")[2]
             if (sweep / number / "checkpoints" / "last.ckpt").exists():
                 return job, number
+        return None
+
+    return wait_for(find, slurm)
+
+
+def wait_for(find: Callable[[], Found | None], slurm: Slurm, timeout: float = 180) -> Found:
+    """Return what a function finds as soon as it finds something."""
+    end = time.monotonic() + timeout
+    while not (found := find()):
+        if time.monotonic() > end:
+            raise TimeoutError(f"nothing found within {timeout:.0f} s; {slurm.run('squeue')}{slurm.read_logs()}")
         time.sleep(0.1)
-    raise TimeoutError(f"no job of {sweep} trained an epoch:{slurm.read_logs()}")
+    return found
