@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-import yaml
+from omegaconf import OmegaConf
 
 from tests.checkpoints import segmentation_checkpoint
 from tests.integration.entry_points import REPOSITORY, run_entry_point, table
@@ -91,7 +91,7 @@ def test_array_of_shards_gives_bytes_of_one_process(slurm: Slurm, workplace: Pat
 
 def test_indexed_pods_give_bytes_of_one_process(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (manifest,) = read_blocks("yaml")
-    (container,) = yaml.safe_load(manifest)["spec"]["template"]["spec"]["containers"]
+    (container,) = OmegaConf.create(manifest).spec.template.spec.containers
     program, script, *overrides = container["command"]
     assert (program, script) == ("python", "infer.py")
     changes = {"shard=auto/64": "shard=auto/2", "output=out": "output=pods"}
