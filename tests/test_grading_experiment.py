@@ -12,8 +12,8 @@ import pytest
 import timm
 import torch
 
+from panda.app.encoder_choice import copy_encoder
 from panda.app.grading import GradingExperiment
-from panda.app.grading_config import copy_encoder
 from panda.app.split_grading import grade_split
 from panda.data.bags import read_tiles
 from panda.data.bagset import BagItem

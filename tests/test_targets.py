@@ -9,15 +9,8 @@ import torch
 from pydantic import TypeAdapter
 
 from panda.data.manifest import SlideRecord
-from panda.data.targets import (
-    CANCER,
-    ISUP,
-    Target,
-    TargetSpec,
-    find_target,
-    require_labels,
-    require_learnable,
-)
+from panda.data.target_choice import find_target, require_labels, require_learnable
+from panda.data.targets import CANCER, ISUP, Target, TargetSpec
 from panda.errors import ManifestError
 
 

@@ -10,7 +10,9 @@ import timm
 
 from panda.errors import ConfigError, OptionError, suggest
 from panda.files import CONF
+from panda.inference.predictor import SegmentationPredictor
 from panda.models.encoder_cards import EncoderCard
+from panda.models.mil import MILNet
 from panda.wsi.label_maps import read_yaml
 
 DOWNLOADED = ("imagenet", "download")
@@ -62,3 +64,26 @@ def find_encoder(choice: Any) -> str | dict[str, Any]:
         return EncoderCard.parse(read_yaml(path)).to_options()
     except OptionError as error:
         raise ConfigError([f"{path}: {fault.removeprefix('encoder.')}" for fault in error.faults]) from error
+
+
+def copy_encoder(network: MILNet, segmenter: SegmentationPredictor) -> None:
+    """Copy the weights of the segmentation's encoder into the encoder of the tiles, which must be of the same kind."""
+    trained, own = segmenter.network.options, network.options
+    kind = network.card.architecture
+    name, prefix = segmenter.network.encoder_name, "model.encoder_weights=segmentation: the encoder of the segmentation"
+    try:
+        network.encoder.load_state_dict(segmenter.network.encoder.state_dict())
+    except RuntimeError as error:
+        other = name != kind and timm.is_model(name)
+        raise ConfigError(
+            f"{prefix} is {name}, which does not fit the encoder of the tiles, timm's {kind}; give "
+            + f"model.encoder={name}, or " * other
+            + "model.encoder_weights=null"
+        ) from error
+    if faults := [
+        f"{prefix} was trained on pixels with {key} {trained[key]}; "
+        f"give model.{key}={str(trained[key]).replace(' ', '')}"
+        for key in ("mean", "std")
+        if own[key] != trained[key]
+    ]:
+        raise ConfigError(faults)

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from panda.app.confidence import UNCALIBRATED, freeze_confidence, measure_calibration
 from panda.app.dashboard import MAX_TILE_PICTURES, log_slides
+from panda.app.encoder_choice import copy_encoder
 from panda.app.feature_grading import describe_tiles, find_feature_items
-from panda.app.grading_config import SEGMENTATION_ENCODER, GradingConfig, copy_encoder, list_guided_splits
+from panda.app.grading_config import SEGMENTATION_ENCODER, GradingConfig, list_guided_splits
 from panda.app.run import Run, note_level
 from panda.app.slide_bags import make_items
 from panda.app.split_grading import grade_split, read_values

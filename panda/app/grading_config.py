@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-import timm
 from pydantic import Field
 
 from panda.app.build import Faults
 from panda.app.encoder_choice import DOWNLOADED, describe_scale, describe_weights_fault, find_card, find_encoder
+from panda.app.grading_keys import AUGMENT_KEYS, IDLE_KEYS, MAP_KEYS, PIXEL_KEYS
 from panda.app.guidance import Guidance, TileSettings
 from panda.app.hydra_job import find_idle_faults
 from panda.app.loss_check import check_target_loss
-from panda.app.operating_point import CHOICE_KEYS
 from panda.app.registry import Slot
 from panda.app.train_config import TaskSettings, TrainConfig
 from panda.data.datamodule import PatchDataModule
@@ -23,48 +22,15 @@ from panda.data.feature_folder import FeatureFolder, read_feature_folder
 from panda.data.manifest import SlideRecord
 from panda.data.patients import BagUnit, PatientLabel, check_patients, has_highest
 from panda.data.splits import Split
-from panda.data.targets import (
-    CLASS_KINDS,
-    ISUP,
-    NAMED,
-    Kind,
-    TargetSpec,
-    find_target,
-    require_labels,
-    require_learnable,
-)
-from panda.errors import ConfigError, PandaError, name_options
-from panda.inference.predictor import SegmentationPredictor
-from panda.inference.quantify import QuantifySettings
+from panda.data.target_choice import find_target, require_labels, require_learnable
+from panda.data.targets import CLASS_KINDS, ISUP, NAMED, Kind, TargetSpec
+from panda.errors import PandaError, name_options
 from panda.models.mil import MILNet
 from panda.models.pooling import POOLINGS
 from panda.settings import Text, accept, rule
 
 SEGMENTATION_ENCODER = "segmentation"
 """Value of `model.encoder_weights` that takes the encoder of the segmentation checkpoint."""
-
-IDLE_KEYS = (
-    *CHOICE_KEYS,
-    *(f"data.{key}" for key in ("batch_size", "stride", "edge", "min_tissue", "store", "extract_workers")),
-    *(f"data.{key}" for key in ("sampler", "tumor_share", "ignore_background", "empty_means_benign")),
-)
-"""Keys that have no effect in grading. The group `tiles` has its own."""
-
-MAP_KEYS = ("colour_map", "quantify", *(f"quantify.{limit}" for limit in QuantifySettings.model_fields), "engine.tta")
-"""Keys that only affect maps of slides, which only guided tiles need."""
-AUGMENT_KEYS = ("augment", "data.augment", "data.augment.name")
-PIXEL_KEYS = (
-    *MAP_KEYS,
-    *AUGMENT_KEYS,
-    *(f"tiles.{key}" for key in ("tile_size", "level", "mpp", "random_fraction", "min_tissue")),
-    *(f"data.{key}" for key in ("patch_size", "level", "mpp", "normalize", "store_root")),
-    *(
-        f"model.{key}"
-        for key in ("encoder", "encoder_weights", "freeze_encoder", "train_blocks", "chunk", "mean", "std")
-    ),
-    *(f"engine.{key}" for key in ("precision", "compile", "batch_size", "read_threads", "canvas_mib", "post_workers")),
-)
-"""Keys that only affect how tiles become features."""
 
 
 def _are_classes(names: Any) -> bool:
@@ -338,26 +304,3 @@ def list_guided_splits(data: PatchDataModule, guidance: Guidance, target: Target
     require_learnable(splits["train"], target)
     guidance.check(records)
     return splits
-
-
-def copy_encoder(network: MILNet, segmenter: SegmentationPredictor) -> None:
-    """Copy the weights of the segmentation's encoder into the encoder of the tiles, which must be of the same kind."""
-    trained, own = segmenter.network.options, network.options
-    kind = network.card.architecture
-    name, prefix = segmenter.network.encoder_name, "model.encoder_weights=segmentation: the encoder of the segmentation"
-    try:
-        network.encoder.load_state_dict(segmenter.network.encoder.state_dict())
-    except RuntimeError as error:
-        other = name != kind and timm.is_model(name)
-        raise ConfigError(
-            f"{prefix} is {name}, which does not fit the encoder of the tiles, timm's {kind}; give "
-            + f"model.encoder={name}, or " * other
-            + "model.encoder_weights=null"
-        ) from error
-    if faults := [
-        f"{prefix} was trained on pixels with {key} {trained[key]}; "
-        f"give model.{key}={str(trained[key]).replace(' ', '')}"
-        for key in ("mean", "std")
-        if own[key] != trained[key]
-    ]:
-        raise ConfigError(faults)
