@@ -23,6 +23,7 @@ OVERRIDES = (
     "task.views=1",
     "test_slides=false",
     "logger=csv",
+    "optim.schedule=none",  # another would depend on the number of epochs
 )
 
 
