@@ -1,6 +1,8 @@
 """Every configuration composes and passes its check; every kind of fault is found, all at once."""
 
 import importlib
+import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from panda.app.build import build
+from panda.app.cluster import NoCluster
 from panda.app.config_check import check_config
 from panda.app.hydra_job import register_resolvers, run_folder
 from panda.app.loss_check import check_ignored_pixels, check_partial_labels
@@ -25,7 +28,7 @@ BUILT: dict[Any, Any] = {}
 GROUPS = sorted(
     (group.name, option.stem)
     for group in CONF.iterdir()
-    if group.is_dir() and group.name not in ("hydra_folders", "label_maps", "classes", "encoders")
+    if group.is_dir() and group.name not in ("hydra_folders", "label_maps", "classes", "encoders", "cluster")
     for option in group.glob("*.yaml")
 )
 
@@ -139,6 +142,33 @@ def test_check_config_infer_passes(tmp_path: Path) -> None:
     checkpoint = segmentation_checkpoint(tmp_path / "a.ckpt")
     config = compose_settings(f"checkpoint={checkpoint}", f"slides={tmp_path / 'b.tiff'}", entry_point="infer")
     assert config.slide_list.paths == [tmp_path / "b.tiff"]
+
+
+@pytest.mark.parametrize("option", ["none", "local", "slurm", "address"])
+def test_check_config_every_cluster_is_known(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/sbatch")
+    (tmp_path / "b.tiff").touch()
+    given = [f"checkpoint={segmentation_checkpoint(tmp_path / 'a.ckpt')}", f"slides={tmp_path / 'b.tiff'}"]
+    if option == "address":
+        assert "cluster.address is not given" in find_faults(f"cluster={option}", *given, entry_point="infer")
+        given.append("cluster.address=tcp://host:8786")
+    config = compose_settings(f"cluster={option}", *given, entry_point="infer")
+    assert (option == "none") == isinstance(config.cluster, NoCluster)
+
+
+def test_check_config_cluster_faults_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    slurm = ("cluster=slurm", "cluster.memory=16", "cluster.gpus=-1", "cluster.tasks=2")
+    found = find_faults(*slurm, entry_point="infer")
+    assert "cluster.memory=16 must be" in found
+    for part in (
+        "cluster.gpus=-1 must be at least 0",
+        "cluster.tasks=2: there is no such key",
+        "cluster=slurm: there is no command sbatch here",
+        "distributed, dask_jobqueue, which is not installed: pip install 'panda-wsi[cluster]'",
+    ):
+        assert part in found
 
 
 def test_check_config_unknown_option_names_neighbor() -> None:

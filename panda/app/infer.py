@@ -5,30 +5,30 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from panda.app.build import Faults
+from panda.app.cluster import NoCluster
 from panda.app.config_check import check_config
 from panda.app.entry_point import close_logs, log_to_file, make_folder
 from panda.app.feature_inference import infer_from_features
 from panda.app.inference_collection import collect_inference, end_run
 from panda.app.inference_config import CollectionConfig, FeatureInferenceConfig, InferenceConfig
 from panda.app.inference_tables import InferenceTables, find_keys
-from panda.app.slide_writing import SlideWriting
+from panda.app.slide_mapping import LoadedMapping, MappingFacts, SlideMapping, WrittenSlide
+from panda.app.slide_writing import SlideRecords, SlideWriting
 from panda.data.slide_records import RunRecord
-from panda.inference.autotune import TunedMode, tune_mode
-from panda.inference.evaluate import open_label
-from panda.inference.grader import GradingPredictor
-from panda.inference.predictor import SegmentationPredictor
-from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_loop import SlidePrefetcher
-from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import MapSettings
 from panda.report.inference_summary import InferenceSummary, LastRun
 from panda.tasks.figures import make_timestamp
-from panda.tasks.threshold import ThresholdChoice
+
+if TYPE_CHECKING:
+    from panda.app.cluster_map import SlideCluster
 
 log = logging.getLogger(__name__)
 
@@ -59,74 +59,94 @@ def infer(cfg: DictConfig) -> None:
 
 def _map_slides(config: InferenceConfig, started: float) -> None:
     """Map every slide, see `infer`. `started` is the time of the start, in s of `time.monotonic`."""
-    engine, (paths, passed_over), labelled = config.engine, config.slide_list, config.labelled
+    (paths, passed_over), folder = config.slide_list, Path(config.run_dir)
     part, own_slides = config.own_shard, config.own_slides
-    if config.labels:
-        log.info("labels: %d of %d slides have a mask", len(labelled), len(paths))
-    predictor = SegmentationPredictor(config.segmentation, engine)
-    grader = GradingPredictor(config.grading, engine) if config.grading else None
-    searched = config.threshold == "checkpoint"
-    threshold = predictor.threshold.value_for(config.provider) if searched else float(config.threshold)
-    choice = predictor.threshold if searched else ThresholdChoice.from_user(threshold)
-    rule_grader = RuleGrader.from_choice(
-        predictor.metadata.classes, predictor.metadata.gleason_rule, choice, config.provider
-    )
-    mapper = SlideMapper(
-        predictor, threshold, config.quantify, grader, config.slide_options, config.colour_map, rule_grader
-    )
+    with _load_networks(config, folder) as maps:
+        log_to_file(folder / ("infer.log" if part is None else f"infer-{part.number}-of-{part.count}.log"))
+        log.info("slides=%s: %d slides%s", config.slides, len(paths), passed_over and f"; passed over: {passed_over}")
+        if part:
+            log.info("shard %s: %d of them", part, len(own_slides))
+        if config.labels:
+            log.info("labels: %d of %d slides have a mask", len(config.labelled), len(paths))
+        facts = maps.facts
+        log.info("network in %s: %s", facts.engine, facts.engine_choice)
+        notes = [*facts.notes]
+        for note in notes:
+            log.warning("%s", note)
+        tables = InferenceTables(folder, facts.provenance.fingerprint, is_shard=part is not None)
 
-    # Results are written to the job's folder, and canvases to `output`, which all jobs of a multirun share.
-    folder, canvases = Path(config.run_dir), Path(config.output)
+        def write_run() -> RunRecord:
+            taken = round(time.monotonic() - started, 1)
+            last_run = LastRun(slides=len(own_slides), failed=len(tables.failed), seconds=taken)
+            summary = _summarize(config, facts, last_run=last_run, notes=notes)
+            return tables.write_run((path.stem for path in paths), summary)
+
+        write_run()
+        finished = tables.find_finished(find_keys(config, tables.made_with))
+        left = [path for path in own_slides if path.stem not in finished]
+        if finished:
+            log.info("%d of them are finished already", len(finished))
+        if isinstance(maps, LoadedMapping):
+            _map_here(maps, config, left, tables)
+            notes += maps.notes
+        else:
+            notes += _map_on_cluster(maps, left, tables)
+    end_run(tables, write_run(), part, len(own_slides))
+
+
+@contextlib.contextmanager
+def _load_networks(config: InferenceConfig, folder: Path) -> Iterator[LoadedMapping | SlideCluster[MappingFacts]]:
+    """Load the networks here or on the workers of a cluster, and make the folder of the job."""
+    mapping = SlideMapping.from_config(config)
+    if isinstance(config.cluster, NoCluster):
+        loaded = mapping.load()
+        make_folder(folder)
+        yield loaded
+        return
+    from panda.app.cluster_map import open_cluster  # noqa: PLC0415  (an optional package)
+
+    is_new = not folder.exists()
     make_folder(folder)
-    log_to_file(folder / ("infer.log" if part is None else f"infer-{part.number}-of-{part.count}.log"))
-    log.info("slides=%s: %d slides%s", config.slides, len(paths), passed_over and f"; passed over: {passed_over}")
-    if part:
-        log.info("shard %s: %d of them", part, len(own_slides))
-    tuned = tune_mode(predictor, threshold, paths, mapper.open, canvases / "engine.json")
-    log.info(
-        "network in %s on %s, batches of %d tiles, %d read threads, %d post workers: %s",
-        predictor.mode,
-        engine.torch_device,
-        predictor.batch_size,
-        engine.thread_count,
-        engine.post_process_count,
-        tuned.why,
-    )
-    notes = _list_notes(predictor, grader, searched, config.provider, tuned)
-    tables = InferenceTables(folder, mapper.provenance.fingerprint, is_shard=part is not None)
+    try:
+        with open_cluster(config.cluster, mapping, folder) as cluster:
+            yield cluster
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it is not empty unless the command was refused
+                folder.rmdir()
 
-    def write_run() -> RunRecord:
-        taken = round(time.monotonic() - started, 1)
-        last_run = LastRun(slides=len(own_slides), failed=len(tables.failed), seconds=taken)
-        origin = predictor.threshold if searched else None
-        summary = _summarize(config, mapper, origin, tuned.why, last_run=last_run, notes=notes)
-        return tables.write_run((path.stem for path in paths), summary)
 
-    write_run()
-    finished = tables.find_finished(find_keys(config, tables.made_with))
-    left = [path for path in own_slides if path.stem not in finished]
-    if finished:
-        log.info("%d of them are finished already", len(finished))
-
-    def map_slide(path: Path) -> None:
-        with prefetcher.open(path) as (slide, tissue), contextlib.ExitStack() as stack:
-            known = None
-            if record := labelled.get(slide.slide_id):
-                known = record, stack.enter_context(open_label(record, slide, predictor.metadata.label_maps))
-            canvas_path, own = canvases / slide.slide_id / "canvas.zarr", folder / slide.slide_id
-            writing.add(mapper.map(slide, tissue, own, canvas_path, writing.show_tiles, labelled=known))
-
-    processes = engine.post_process_count if len(left) > 1 else 0  # one slide has no next one
-    with SlideWriting(tables, len(left), processes) as writing, SlidePrefetcher(left, mapper.open) as prefetcher:
-        for path in left:
+def _map_here(mapping: LoadedMapping, config: InferenceConfig, paths: Sequence[Path], tables: InferenceTables) -> None:
+    """Map slides in this process, open the next one ahead, and let processes write the folders of those before."""
+    processes = config.engine.post_process_count if len(paths) > 1 else 0  # one slide has no next one
+    with (
+        SlideRecords(tables, len(paths)) as records,
+        SlideWriting(records, processes) as writing,
+        SlidePrefetcher(paths, mapping.mapper.open) as prefetcher,
+    ):
+        for path in paths:
             try:
-                map_slide(path)
+                with prefetcher.open(path) as (slide, tissue):
+                    writing.add(mapping.map(slide, tissue, writing.show_tiles))
             except Exception as error:
-                writing.fail(path.stem, error)
+                records.fail(path.stem, error)
             writing.record()
         writing.record(everything=True)
-    notes += [*predictor.model.notes, *(grader.notes if grader else [])]
-    end_run(tables, write_run(), part, len(own_slides))
+
+
+def _map_on_cluster(
+    cluster: SlideCluster[MappingFacts], paths: Sequence[Path], tables: InferenceTables
+) -> Iterable[str]:
+    """Let workers map slides and write their folders; return the notes of their networks."""
+    notes: dict[str, None] = {}
+    with SlideRecords(tables, len(paths)) as records:
+        for path, written in cluster.map(paths):
+            if isinstance(written, WrittenSlide):
+                records.add(written.result, written.ungraded)
+                notes |= dict.fromkeys(written.notes)
+            else:
+                records.fail(path.stem, written)
+    return notes
 
 
 def check(cfg: DictConfig, faults: Faults | None = None) -> InferenceConfig | FeatureInferenceConfig | CollectionConfig:
@@ -135,65 +155,23 @@ def check(cfg: DictConfig, faults: Faults | None = None) -> InferenceConfig | Fe
     return config
 
 
-def _list_notes(
-    predictor: SegmentationPredictor,
-    grader: GradingPredictor | None,
-    searched: bool,
-    provider: str | None,
-    choice: TunedMode,
-) -> list[str]:
-    """Return and log the notes on checkpoints and compute mode for a reader of the results."""
-    notes = []
-    frozen = predictor.threshold
-    if searched and frozen.by_provider and provider is None:
-        own = ", ".join(f"{name} {frozen.value_for(name):.3f}" for name in frozen.by_provider)
-        notes.append(
-            f"The checkpoint has a threshold for each provider ({own}). The provider of these slides is not known, so "
-            f"the threshold of all providers is used, {frozen.value:.3f}. provider=… selects another."
-        )
-    metadata, precision = predictor.metadata, predictor.mode.precision
-    if searched and metadata.precision != precision:
-        tried = "" if choice.moved is None else f"; tried on tiles of one slide, {choice.why}"
-        notes.append(
-            f"The threshold was chosen on maps with engine.precision={metadata.precision}. These maps have "
-            f"{precision}, whose probabilities differ slightly{tried}."
-        )
-    if searched and metadata.tta != (tta := predictor.settings.tta):
-        notes.append(f"The threshold was chosen on maps with engine.tta={metadata.tta}. These maps have {tta}.")
-    if grader is not None and (guides := grader.metadata.segmentation) and predictor.fingerprint not in guides:
-        notes.append(
-            "The grader was trained on tiles that another segmentation chose, so its grades were not tested like this."
-        )
-    notes += grader.list_bag_notes() if grader else []
-    if (rule := metadata.gleason_rule) is not None and rule.is_default:
-        notes.append(f"The limits of the Gleason rule are the default ones, because they were {rule.chosen_on}.")
-    for note in notes:
-        log.warning("%s", note)
-    return notes
-
-
 def _summarize(
-    config: InferenceConfig,
-    mapper: SlideMapper,
-    threshold: ThresholdChoice | None,
-    engine_choice: str,
-    *,
-    last_run: LastRun,
-    notes: list[str],
+    config: InferenceConfig, facts: MappingFacts, *, last_run: LastRun, notes: list[str]
 ) -> InferenceSummary:
     """Return the settings of the maps and the notes for their reader."""
+    metadata, grading = config.segmentation.metadata, config.grading.metadata if config.grading else None
     return InferenceSummary(
-        **{key: getattr(mapper.provenance, key) for key in MapSettings.model_fields},
-        threshold_choice=threshold,
+        **{key: getattr(facts.provenance, key) for key in MapSettings.model_fields},
+        threshold_choice=metadata.threshold if config.threshold == "checkpoint" else None,
         provider=config.provider,
-        resolution=mapper.predictor.metadata.resolution,
-        engine_choice=engine_choice,
-        device=str(mapper.predictor.settings.torch_device),
+        resolution=metadata.resolution,
+        engine_choice=facts.engine_choice,
+        device=facts.device,
         date=make_timestamp(),
         last_run=last_run,
         labels=config.labels,
-        gleason_rule=mapper.predictor.metadata.gleason_rule,
-        calibration=mapper.grader.metadata.calibration if mapper.grader else None,
-        abstention=mapper.grader.metadata.abstain_below if mapper.grader else None,
+        gleason_rule=metadata.gleason_rule,
+        calibration=grading.calibration if grading else None,
+        abstention=grading.abstain_below if grading else None,
         notes=notes,
     )

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+from panda.app.cluster import ClusterSettings, NoCluster
 from panda.app.hydra_job import find_idle_faults
 from panda.app.inference_slides import FoundSlides, check_labels_source, find_labelled_slides, find_slides
+from panda.app.registry import Slot
 from panda.data.feature_files import find_feature_files, read_origin
 from panda.data.manifest import SlideRecord, apply_groups, read_groups
 from panda.data.patients import divide_over_bags, group_bags
@@ -40,6 +42,7 @@ MAP_KEYS = (
     *("quantify", *(f"quantify.{limit}" for limit in QuantifySettings.model_fields)),
     *("threshold", "provider", "labels", "colour_map", "shard"),
     *(f"engine.{key}" for key in EngineSettings.model_fields if key != "device"),
+    "cluster",
 )
 """Keys that only affect maps of slides."""
 
@@ -51,6 +54,7 @@ class InferenceKeys(SlideSettings):
 
     quantify: QuantifySettings
     engine: EngineSettings
+    cluster: Annotated[ClusterSettings, Slot(ClusterSettings, ("panda.app.cluster",))]
     checkpoint: Text | None
     grading_checkpoint: Text | None
     slides: Text | None
@@ -144,6 +148,13 @@ class InferenceConfig(InferenceKeys):
     @rule
     def _check_labels(self) -> None:
         _ = self.labelled
+
+    @rule
+    def _check_cluster(self) -> Iterator[str]:
+        if not isinstance(self.cluster, NoCluster):
+            yield from find_idle_faults(
+                ["engine.post_workers"], "a cluster, whose workers write the files of their slides"
+            )
 
     @rule
     def _check_provider(self) -> Iterator[str]:

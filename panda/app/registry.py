@@ -67,7 +67,7 @@ def list_slots(kind: type[Settings], path: str = "") -> dict[str, Slot]:
         slot = next((part for part in field.metadata if isinstance(part, Slot)), None)
         for part in (field.annotation, *get_args(field.annotation)):
             if inspect.isclass(part) and issubclass(part, Settings):
-                slot = Slot(part)
+                slot = slot or Slot(part)
                 slots |= list_slots(part, f"{path}{name}.")
         if slot is not None:
             slots[f"{path}{name}"] = slot

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from panda.app.inference_tables import InferenceTables
-from panda.data.failures import record_failure
+from panda.data.failures import Failure, record_failure
 from panda.data.worker_pool import WorkerPool
 from panda.inference.slide_files import SlideFiles
 from panda.inference.slide_mapper import MappedSlide
@@ -21,21 +21,52 @@ _STAGE = "inference"
 _REMEDY = "lower engine.post_workers, or give it more memory, and run the slide again"
 
 
-class SlideWriting:
-    """Gives mapped slides to processes that write their folders, and records each slide that is wholly done.
+class SlideRecords:
+    """Records each slide that is wholly done, and shows the progress.
 
     Args:
         tables: Get the results and failures.
         slides: The number of all slides, for the progress bar.
+    """
+
+    def __init__(self, tables: InferenceTables, slides: int) -> None:
+        self._tables = tables
+        self._bar: tqdm[Any] = tqdm(total=slides, desc=_STAGE, unit="slide", dynamic_ncols=True)
+
+    def add(self, result: SlideResult, ungraded: Failure | None) -> None:
+        """Record a slide whose folder is written, and the failure of its grading if there is one."""
+        self._tables.add(result, ungraded)
+        self._bar.update()
+
+    def fail(self, slide_id: str, error: Exception) -> None:
+        """Record the failure of a slide; raise an error that the next slide would meet too, as `record_failure`."""
+        self._tables.fail(record_failure(slide_id, _STAGE, error))
+        self._bar.update()
+
+    def show(self, text: str) -> None:
+        """Show a text beside the progress."""
+        self._bar.set_postfix_str(text)
+
+    def __enter__(self) -> SlideRecords:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+class SlideWriting:
+    """Gives mapped slides to processes that write their folders.
+
+    Args:
+        records: Get the slides that are done.
         processes: The number of processes; with 0 the folders are written here, in turn.
     """
 
-    def __init__(self, tables: InferenceTables, slides: int, processes: int) -> None:
-        self._tables = tables
+    def __init__(self, records: SlideRecords, processes: int) -> None:
+        self._records = records
         self._most = processes + _MOST_QUEUED if processes else 0
         self._pool: WorkerPool[SlideFiles, SlideResult] = WorkerPool(write_slide_folder, processes, _REMEDY)
         self._unfinished: dict[Future[SlideResult], MappedSlide] = {}
-        self._bar: tqdm[Any] = tqdm(total=slides, desc=_STAGE, unit="slide", dynamic_ncols=True)
 
     def add(self, mapped: MappedSlide) -> None:
         """Let the folder of a slide be written."""
@@ -43,11 +74,6 @@ class SlideWriting:
         self._unfinished[future] = mapped
         # At once, and not when it is recorded: another run may wait for this canvas, and this run for one of its.
         future.add_done_callback(lambda _: mapped.release())
-
-    def fail(self, slide_id: str, error: Exception) -> None:
-        """Record the failure of a slide; raise an error that the next slide would meet too, as `record_failure`."""
-        self._tables.fail(record_failure(slide_id, _STAGE, error))
-        self._bar.update()
 
     def record(self, *, everything: bool = False) -> None:
         """Record the slides that are done; wait until few are unfinished, or none."""
@@ -58,27 +84,21 @@ class SlideWriting:
             if not done:
                 return
             for future in done:
-                self._record(future, self._unfinished.pop(future))
-
-    def _record(self, future: Future[SlideResult], mapped: MappedSlide) -> None:
-        try:
-            result = future.result()
-        except Exception as error:
-            self.fail(mapped.files.slide.slide_id, error)
-            return
-        self._tables.add(result, mapped.ungraded)
-        self._bar.update()
+                mapped = self._unfinished.pop(future)
+                try:
+                    result = future.result()
+                except Exception as error:
+                    self._records.fail(mapped.files.slide.slide_id, error)
+                else:
+                    self._records.add(result, mapped.ungraded)
 
     def show_tiles(self, done: int, total: int) -> None:
         """Show the finished tiles of the present slide, and how many slides before it wait for their files."""
         waiting = len(self._unfinished)
-        self._bar.set_postfix_str(f"{done}/{total} tiles" + (f", {waiting} slides wait for files" if waiting else ""))
+        self._records.show(f"{done}/{total} tiles" + (f", {waiting} slides wait for files" if waiting else ""))
 
     def __enter__(self) -> SlideWriting:
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        try:
-            self._pool.__exit__(*raised)
-        finally:
-            self._bar.close()
+        self._pool.__exit__(*raised)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import logging
 import os
 import platform
@@ -17,7 +15,7 @@ from typing import Any
 from pydantic import JsonValue, NonNegativeInt, TypeAdapter, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
-import panda
+from panda.app.software import digest_code
 from panda.errors import CheckpointError, PandaError
 from panda.files import fingerprint, write_beside, write_json
 from panda.settings import Settings
@@ -107,7 +105,7 @@ def fingerprint_training(
             "learns_from": dict(learns_from),
             "device": device,
             "versions": {name: version(name) for name in ("torch", "pytorch-lightning")},
-            "code": _digest_code(),
+            "code": digest_code(),
         }
     )
 
@@ -117,17 +115,8 @@ def list_software_versions() -> dict[str, Any]:
     names = ("panda-wsi", "torch", "pytorch-lightning", "segmentation-models-pytorch", "timm", "numpy")
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
-        "code": _digest_code()[:16],
+        "code": digest_code()[:16],
     }
-
-
-@functools.cache  # the imported code trains, even if a file is edited later
-def _digest_code() -> str:
-    """Return a digest of this package's sources, so that a sweep trains again after a change."""
-    folder, digest = Path(str(panda.__file__)).parent, hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def record_training(folder: Path, training: str, epochs: int, metadata: CheckpointMetadata) -> Training:

@@ -7,12 +7,10 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import pickle
 import queue
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import resource_tracker
@@ -23,8 +21,9 @@ from typing import Any, Generic, TypeVar
 
 import cv2
 
+from panda.data.outcome import Outcome, collect_logs
 from panda.data.worker_process import end_with_parent
-from panda.errors import PandaError, find_exhaustion
+from panda.errors import PandaError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -118,15 +117,10 @@ class _Worker(Generic[Item, Result]):
         try:
             with self._lock:
                 connection.send(item)
-            result, error, trace, records = connection.recv()
+            outcome: Outcome[Result] = connection.recv()
         except (EOFError, OSError) as broken:
             raise PandaError(f"{_describe_death(process)}; {self._remedy}") from broken
-        for record in records:
-            if log.isEnabledFor(record.levelno):
-                logging.getLogger(record.name).handle(record)
-        if error is not None:
-            raise error from _TraceOfWorker(trace)
-        return result  # type: ignore[no-any-return]
+        return outcome.unpack()
 
     def _start(self) -> tuple[SpawnProcess, Connection]:
         own, other = multiprocessing.Pipe()
@@ -162,13 +156,6 @@ class _Worker(Generic[Item, Result]):
             if process.is_alive():
                 process.kill()
                 process.join()
-
-
-class _TraceOfWorker(Exception):
-    """The traceback of an error in a worker, as text."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
 
 
 def _describe_death(process: SpawnProcess) -> str:
@@ -224,11 +211,7 @@ def _serve(work: Callable[[Any], Any], connection: Connection, level: int) -> No
         signal.signal(number, stop if number == signal.SIGTERM else signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-    records: list[logging.LogRecord] = []
-    log.addHandler(_Collector(records))
-    log.setLevel(level)
-    log.propagate = False
+    records = collect_logs(level)
     items: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def receive() -> None:
@@ -241,32 +224,4 @@ def _serve(work: Callable[[Any], Any], connection: Connection, level: int) -> No
 
     threading.Thread(target=receive, daemon=True).start()
     while (item := items.get()) is not None:
-        records.clear()
-        result, error, trace = None, None, ""
-        try:
-            result = work(item)
-        except Exception as caught:
-            error, trace = _make_picklable(find_exhaustion(caught) or caught), traceback.format_exc()
-        connection.send((result, error, trace, records))
-
-
-class _Collector(logging.Handler):
-    """Keeps records for another process: their texts instead of their arguments and errors."""
-
-    def __init__(self, records: list[logging.LogRecord]) -> None:
-        super().__init__()
-        self._records = records
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.format(record)  # writes the traceback as text into the record
-        record.msg, record.args, record.exc_info = record.getMessage(), None, None
-        self._records.append(record)
-
-
-def _make_picklable(error: Exception) -> Exception:
-    """Return the error, or one with its text if it cannot be pickled."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+        connection.send(Outcome.record_call(work, item, records))

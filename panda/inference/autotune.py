@@ -67,11 +67,13 @@ def tune_mode(
     paths: Sequence[Path],
     open_slide: Callable[[Path], Slide],
     record: Path,
+    *,
+    count: int | None = None,
 ) -> TunedMode:
     """Set the compute mode of a predictor as its settings say; `auto` takes what is best on this machine.
 
-    The trial uses the first readable slide of `paths`, which are to be mapped. `record` is a JSON file of the output
-    with its modes, by network and settings. A mode in it is used again.
+    The trial uses the first readable slide of `paths`. `record` is a JSON file of the output with its modes, by network
+    and settings. A mode in it is used again. `count` slides are to be mapped; None means that `paths` are all of them.
     """
     settings, mode = predictor.settings, predictor.mode
     if "auto" not in (settings.precision, settings.compile):
@@ -86,7 +88,7 @@ def tune_mode(
                 tuned = tuned.model_copy(update={"compiled": False})
             predictor.model = InferenceModel(predictor.network, settings, ComputeMode(tuned.precision, tuned.compiled))
             return tuned
-        found = _run_trial(predictor, threshold, paths, open_slide)
+        found = _run_trial(predictor, threshold, paths, open_slide, count or len(paths))
         if found is None:
             return _keep_mode(mode, f"{_name_origin(settings)}; no slide could be read for a trial")
         write_json(record, _RECORD.dump_python({**known, key: found}, mode="json"))
@@ -114,7 +116,11 @@ def _read_record(record: Path) -> dict[str, TunedMode]:
 
 
 def _run_trial(
-    predictor: SegmentationPredictor, threshold: float, paths: Sequence[Path], open_slide: Callable[[Path], Slide]
+    predictor: SegmentationPredictor,
+    threshold: float,
+    paths: Sequence[Path],
+    open_slide: Callable[[Path], Slide],
+    count: int,
 ) -> TunedMode | None:
     """Run the trial on the first readable slide, if there is one, and set the model of the predictor."""
     for path in paths:
@@ -123,12 +129,12 @@ def _run_trial(
                 tissue = find_tissue(slide)
                 grid = predictor.make_grid(slide, tissue)
                 read = predictor.make_tile_reader(slide, tissue, grid)
-                sample = _read_sample(read, tissue, grid, len(grid) * len(paths))
+                sample = _read_sample(read, tissue, grid, len(grid) * count)
         except (PandaError, OSError):
             continue  # recorded as a failure when its turn comes
         if sample is None:
             return _keep_mode(predictor.mode, f"{_name_origin(predictor.settings)}; too little to do for a trial")
-        return _compare_modes(predictor, threshold, sample, len(grid) * len(paths))
+        return _compare_modes(predictor, threshold, sample, len(grid) * count)
     return None
 
 

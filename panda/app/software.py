@@ -1,0 +1,37 @@
+"""The software that runs: a digest of this package's sources, and versions of the libraries that compute."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import panda
+
+_LIBRARIES = (
+    *("torch", "torchvision", "segmentation-models-pytorch", "timm", "numpy", "scipy", "opencv-python-headless"),
+    *("zarr", "tifffile", "imagecodecs", "openslide-python", "openslide-bin", "pillow", "shapely", "distributed"),
+)
+"""Libraries whose version can change a byte of an output."""
+
+
+@functools.cache  # the imported code runs, even if a file is edited later
+def digest_code() -> str:
+    """Return a digest of this package's sources."""
+    folder, digest = Path(str(panda.__file__)).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def list_software() -> dict[str, str]:
+    """Return what must be equal for two processes to give the same bytes: code, Python and libraries."""
+    found = {"panda-wsi (its sources)": digest_code()[:12], "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # installed in another way, as by conda under another name
+            found[name] = "unknown"
+    return found

@@ -1,0 +1,73 @@
+"""Slides mapped by workers of dask: the same bytes as one process, also after workers were killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.checkpoints import segmentation_checkpoint
+from tests.pyramids import write_pyramid
+from tests.test_killed_inference import _files, _run
+
+KILLS = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Slides and a checkpoint."""
+    root, rng = tmp_path_factory.mktemp("cluster"), np.random.default_rng(0)
+    for number in range(8):
+        image = np.full((512, 640, 3), 244, np.uint8)
+        image[100:400, 100:500] = (215, 120, 180)
+        image[120 : 140 + 20 * number, 200:400] = rng.integers(60, 200, (20 + 20 * number, 200, 3))
+        write_pyramid(root / "slides" / f"{number}.tiff", image, mpp=0.5)
+    segmentation_checkpoint(root / "best.ckpt")
+    return root
+
+
+def test_infer_workers_write_the_same_bytes(folder: Path) -> None:
+    _run(folder, "here")
+    _run(folder, "local", "cluster=local", "cluster.workers=2")
+    whole = _files(folder / "here")
+    assert "7/quantification.json" in whole
+    assert _files(folder / "local") == whole
+    assert not [path.name for path in (folder / "local").iterdir() if path.name.startswith(".panda")]
+
+
+def _is_worker(pid: str) -> bool:
+    return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@pytest.mark.slow
+def test_infer_killed_workers_change_no_byte(folder: Path) -> None:
+    _run(folder, "here")
+    ended, killed, rng = threading.Event(), 0, random.Random(0)
+
+    def kill() -> None:
+        nonlocal killed
+        while not list((folder / "killed").glob("*/slide.html")):
+            if ended.wait(0.1):
+                return
+        while killed < KILLS and not ended.wait(rng.uniform(1, 4)):
+            tasks = Path("/proc/self/task").glob("*/children")
+            workers = [pid for pid in " ".join(path.read_text() for path in tasks).split() if _is_worker(pid)]
+            if workers:
+                os.kill(int(rng.choice(workers)), signal.SIGKILL)
+                killed += 1
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        for _ in range(3):
+            _run(folder, "killed", "cluster=local", "cluster.workers=4")
+    finally:
+        ended.set()
+        thread.join()
+    assert killed > 3
+    assert _files(folder / "killed") == _files(folder / "here")
