@@ -20,6 +20,7 @@ from panda.data.feature_files import (
     read_feature_file,
     write_feature_file,
 )
+from panda.data.shard import Shard
 from panda.errors import ConfigError
 from panda.inference import feature_extraction
 from panda.inference.compute import EngineSettings
@@ -162,6 +163,25 @@ def test_features_bad_slides_are_failures_with_remedy(home: Path, extract: Extra
     extract("slides=slides/scale.tiff", "mpp_override=0.5")
     rows = {row["slide_id"]: row for row in read_rows(home / "out" / "features.csv")}
     assert (rows["scale"]["mpp"], rows["scale"]["tile_px0"]) == ("0.5", "64.0")
+
+
+def test_features_shards_write_the_tables_of_one_run(home: Path, extract: Extract) -> None:
+    (home / "slides" / "c.tiff").write_bytes(b"no slide")
+    assert [name for name in "abc" if Shard(3, 3).holds(name)] == ["c"]
+    assert [name for name in "abc" if Shard(2, 3).holds(name)] == ["a", "b"]
+    assert extract("shard=1/3") == []
+    with pytest.raises(SomeSlidesFailed, match="1 of 1 slides failed"):
+        extract("shard=3/3")
+    assert not (home / "out" / "features.csv").exists()
+    with pytest.raises(SomeSlidesFailed, match="1 of 3 slides failed"):
+        extract("shard=2/3")
+    assert [row["slide_id"] for row in read_rows(home / "out" / "features.csv")] == ["a", "b"]
+    assert [row["slide_id"] for row in read_rows(home / "out" / "failures.csv")] == ["c"]
+    assert "features.csv" in (home / "out" / "report.html").read_text()
+    # the file that was damaged comes back, and is encoded without another change
+    draw(home / "slides" / "c.tiff")
+    assert [record.slide_id for record in extract("shard=3/3")] == ["a", "b", "c"]
+    assert read_rows(home / "out" / "failures.csv") == []
 
 
 def test_features_slide_without_enough_tissue_fails(home: Path, extract: Extract) -> None:

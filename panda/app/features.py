@@ -24,8 +24,6 @@ from panda.report.features_page import write_features_page
 
 log = logging.getLogger(__name__)
 
-TABLE_EVERY = 20
-"""Number of slides after which the tables are written again, so that an interrupted run leaves them."""
 _STAGE = "features"
 
 
@@ -37,7 +35,7 @@ def extract_features(cfg: DictConfig) -> list[FeatureRecord]:
         cfg: `conf/features.yaml` as Hydra composed it, with `run_dir`.
 
     Returns:
-        The slides in `features.csv`: all of the folder.
+        The slides in `features.csv`: all of the folder. There are none for a shard, except for the last one.
 
     Raises:
         ConfigError: If the configuration has faults. All are reported, before anything slow begins.
@@ -51,8 +49,11 @@ def extract_features(cfg: DictConfig) -> list[FeatureRecord]:
         raise ConfigError(fault)
     encoder = TileEncoder(network, config.compute)
     make_folder(folder.path)
-    log_to_file(folder.path / "features.log")
+    shard = config.own_shard
+    log_to_file(folder.path / ("features.log" if shard is None else f"features-{shard.number}-of-{shard.count}.log"))
     log.info("slides=%s: %d slides%s", config.slides, len(paths), passed_over and f"; passed over: {passed_over}")
+    if shard:
+        log.info("shard %s: %d of them", shard, len(config.own_slides))
     plan = folder.settings.plan
     log.info(
         "%s on %s in %s: %d features of tiles of %d px at %s, batches of %d, %d read threads",
@@ -65,17 +66,22 @@ def extract_features(cfg: DictConfig) -> list[FeatureRecord]:
     for note in notes:
         log.warning("%s", note)
     folder.write_summary(str(encoder.device), notes)
-    tables = FeatureTables(folder)
+    tables = FeatureTables(folder, is_shard=shard is not None)
     _encode(encoder, config, tables)
     if encoder.notes:
         folder.write_summary(str(encoder.device), [*notes, *encoder.notes])
-    tables.scan()  # another process may have added slides
-    records = tables.write()
-    log.info("features of %d slides: %s", len(records), folder.path)
-    log.info("report: %s", write_features_page(folder.path))
-    if failed := len(tables.failed):
-        others = "; the others are done" if failed < len(paths) else ""
-        raise SomeSlidesFailed(f"{failed} of {len(paths)} slides failed: see {folder.path / 'failures.csv'}{others}")
+    failed, count, records = len(tables.failed), len(config.own_slides), list[FeatureRecord]()
+    if shard is None or tables.has_all(path.stem for path in paths):
+        records = tables.write()
+        log.info("features of %d slides: %s", len(records), folder.path)
+        log.info("report: %s", write_features_page(folder.path))
+        if shard:
+            failed, count = len(tables.list_failures().keys() & {path.stem for path in paths}), len(paths)
+    else:
+        log.info("shard %s is done; the last one writes the tables, or this command without shard", shard)
+    if failed:
+        others = "; the others are done" if failed < count else ""
+        raise SomeSlidesFailed(f"{failed} of {count} slides failed: see {folder.path / 'failures.csv'}{others}")
     return records
 
 
@@ -87,15 +93,16 @@ def check(cfg: DictConfig, faults: Faults | None = None) -> FeaturesConfig:
 
 def _encode(encoder: TileEncoder, config: FeaturesConfig, tables: FeatureTables) -> None:
     """Encode the slides that have no features yet, under a progress bar."""
-    paths, started = config.slide_list.paths, time.monotonic()
-    found = {path: tables.folder.find_record(path, logging.WARNING) for path in paths}
+    paths, started = config.own_slides, time.monotonic()
+    failures = tables.list_failures()
+    found = {
+        path: None if path.stem in failures else tables.folder.find_record(path, logging.WARNING) for path in paths
+    }
     encoded = 0
 
     def add(path: Path, result: FeatureRecord | Exception) -> None:
         if isinstance(result, FeatureRecord):
             tables.add(result)
-            if len(tables.done) % TABLE_EVERY == 1:
-                tables.write()
         else:
             tables.fail(record_failure(path.stem, _STAGE, result))
         bar.update()
@@ -105,12 +112,9 @@ def _encode(encoder: TileEncoder, config: FeaturesConfig, tables: FeatureTables)
         encoded += tiles
         bar.set_postfix_str(f"{encoded:,} tiles, {encoded / (time.monotonic() - started):,.0f}/s")
 
-    for record in filter(None, found.values()):
-        tables.done[record.slide_id] = record
     left = [path for path in paths if found[path] is None]
     if len(left) < len(paths):
         log.info("%d of them have their features already", len(paths) - len(left))
-    tables.write()
     done = len(paths) - len(left)
     bar: tqdm[Any] = tqdm(total=len(paths), initial=done, desc=_STAGE, unit="slide", dynamic_ncols=True)
     with bar:

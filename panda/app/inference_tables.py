@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -13,7 +11,16 @@ from pathlib import Path
 
 from panda.app.inference_config import InferenceConfig
 from panda.data.failures import FAILURE_COLUMNS, Failure
-from panda.data.slide_records import Names, Outcome, RunRecord, SlideRecords, SlideState, make_text, read_state
+from panda.data.slide_records import (
+    Names,
+    Outcome,
+    RareWriting,
+    RunRecord,
+    SlideRecords,
+    SlideState,
+    make_text,
+    read_state,
+)
 from panda.errors import PandaError
 from panda.files import fingerprint, hold_lock, identity
 from panda.inference.slide_result import RESULT_FILE, SlideResult
@@ -28,9 +35,6 @@ ONLY_UNGRADED = "grading"
 
 SHOWN = 20
 """Number of slides whose figures are logged."""
-
-_PAUSE = 30
-"""Least time between two writings of the tables during a run, in times that the last one took."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class InferenceTables:
         self.failed: dict[str, Failure] = {}
         self._keys: Mapping[str, str] = {}
         self._records = SlideRecords(folder, self._find_state)
-        self._next_writing = math.inf if is_shard else 0.0
+        self._writing = RareWriting(never=is_shard)
 
     def find_finished(self, keys: Mapping[str, str]) -> set[str]:
         """Return the slides that are finished, before any of them is opened.
@@ -139,12 +143,12 @@ class InferenceTables:
         self._records.append(self._describe(result, self._records.find_state(result.slide_id), key))
         if ungraded:
             self._record_failure(ungraded)
-        self._write_in_time()
+        self._writing.call(self.write)
 
     def fail(self, failure: Failure) -> None:
         """Add a failure."""
         self._record_failure(failure)
-        self._write_in_time()
+        self._writing.call(self.write)
 
     def _record_failure(self, failure: Failure) -> None:
         self.failed[failure.slide_id] = failure
@@ -156,13 +160,6 @@ class InferenceTables:
     def _describe(result: SlideResult, state: str, key: str = "") -> Outcome:
         made_with, row = result.provenance.fingerprint, result.to_row()
         return Outcome(slide_id=result.slide_id, made_with=made_with, state=state, key=key, row=row)
-
-    def _write_in_time(self) -> None:
-        """Write the tables, unless they were written a short time ago, so that a killed run leaves them."""
-        if (started := time.monotonic()) >= self._next_writing:
-            self.write()
-            now = time.monotonic()
-            self._next_writing = now + _PAUSE * (now - started)
 
     def write_run(self, slide_ids: Iterable[str], summary: InferenceSummary) -> RunRecord:
         """Record what this run makes, of all slides, also those of other shards; a later call replaces it."""

@@ -12,8 +12,10 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import sqlite3
+import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +37,8 @@ RowValue = str | int | float | None
 _BATCH, _PART = 1_000, 50
 _NAMED = 20
 """Number of slides that a message names."""
+_PAUSE = 30
+"""Least time between two calls of `RareWriting`, in times that the last one took."""
 _THREADS = 8
 """Threads that look at the files of slides, because each look waits for a network disk."""
 _SCHEMA = """
@@ -142,6 +146,24 @@ def read_state(folder: Path, result: str, pages: Collection[str] = ()) -> str:
     if not any(text.startswith(f"{result}/") for text in found):
         return ""
     return hashlib.sha256("\n".join(sorted(found)).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+class RareWriting:
+    """Calls a function again and again during a run, so rarely that it takes at most a thirtieth of the time.
+
+    Args:
+        never: Whether it is never called, because other processes write the same files.
+    """
+
+    def __init__(self, *, never: bool) -> None:
+        self._next = math.inf if never else 0.0
+
+    def call(self, write: Callable[[], object]) -> None:
+        """Call a function, unless it was called a short time ago."""
+        if (started := time.monotonic()) >= self._next:
+            write()
+            now = time.monotonic()
+            self._next = now + _PAUSE * (now - started)
 
 
 def make_text(slide_id: str) -> str:

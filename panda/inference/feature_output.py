@@ -249,6 +249,14 @@ class FeatureOutput:
             return None
         return record
 
+    def find_state(self, slide_id: str) -> str:
+        """Return a text that changes with each record of a slide; empty without one."""
+        try:
+            status = (self.path / RECORDS / f"{slide_id}.json").stat()
+        except OSError:
+            return ""
+        return f"{status.st_size}/{status.st_mtime_ns}"
+
     def write_record(self, record: FeatureRecord) -> None:
         """Write the record of a slide, whose features are written."""
         write_json(self.path / RECORDS / f"{record.slide_id}.json", record.model_dump(mode="json"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from panda.data.failures import FAILURE_COLUMNS, Failure
+from panda.data.slide_records import Outcome, RareWriting, SlideRecords, make_text
 from panda.files import hold_lock
 from panda.inference.feature_output import FeatureOutput, FeatureRecord
 from panda.tables import read_output_table, write_table
@@ -15,56 +16,69 @@ TABLE, FAILURES = "features.csv", "failures.csv"
 _COLUMNS = ("slide_id", "file", "tiles", "dim", "mpp", "tile_um", "tile_px0", "tissue_how", "seconds", "notes")
 
 
-@dataclass
 class FeatureTables:
     """`features.csv` and `failures.csv` of a folder: its slides, whichever run encoded them.
 
-    `done` and `failed` are of this run.
+    Failures are in the records of the folder, each until the slide succeeds.
+
+    Args:
+        folder: The folder.
+        is_shard: Whether other processes encode the other slides; then the tables are not written during the run.
+
+    Attributes:
+        failed: Slides that failed in this run.
     """
 
-    folder: FeatureOutput
-    done: dict[str, FeatureRecord] = field(default_factory=dict)
-    failed: dict[str, Failure] = field(default_factory=dict)
-    earlier: dict[str, FeatureRecord] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.scan()
-
-    def scan(self) -> None:
-        """Read the records of the folder."""
-        self.earlier = self.folder.list_records()
+    def __init__(self, folder: FeatureOutput, *, is_shard: bool = False) -> None:
+        self.folder = folder
+        self.failed: dict[str, Failure] = {}
+        self._made_with = folder.settings.fingerprint
+        self._records = SlideRecords(folder.path, folder.find_state)
+        self._writing = RareWriting(never=is_shard)
+        if not self._records.folder.exists():  # of an older version, which has only the table
+            for line in read_output_table(folder.path / FAILURES):
+                if line.keys() == set(FAILURE_COLUMNS):
+                    self._record(Failure(**line))
 
     def add(self, record: FeatureRecord) -> None:
-        """Add a slide whose features are complete."""
-        self.done[record.slide_id] = record
+        """Add a slide whose features are complete, and its record too."""
         self.failed.pop(record.slide_id, None)
+        self._writing.call(self.write)
 
     def fail(self, failure: Failure) -> None:
-        """Add a failure and write the list of failures."""
+        """Add a failure."""
         self.failed[failure.slide_id] = failure
-        self._write_failures()
+        self._record(failure)
+        self._writing.call(self.write)
 
-    def _write_failures(self) -> set[str]:
-        """Write `failures.csv`, and return its slides. The failure of an earlier run stays until the slide succeeds."""
-        path = self.folder.path / FAILURES
-        with hold_lock(path):
-            lines: dict[str, Mapping[str, str]] = {
-                line["slide_id"]: line
-                for line in read_output_table(path)
-                if line.keys() == set(FAILURE_COLUMNS) and line["slide_id"] not in self.done
-            }
-            lines |= {slide_id: asdict(failure) for slide_id, failure in self.failed.items()}
-            write_table(path, [line for _, line in sorted(lines.items())], FAILURE_COLUMNS)
-        return set(lines)
+    def _record(self, failure: Failure) -> None:
+        plain = Failure(**{key: make_text(text) for key, text in asdict(failure).items()})
+        state = self._records.find_state(plain.slide_id)
+        outcome = Outcome(slide_id=plain.slide_id, made_with=self._made_with, state=state, failure=plain)
+        self._records.append(outcome)
+
+    def list_failures(self) -> dict[str, Failure]:
+        """Return the failures of slides that did not succeed since, of all processes, by slide."""
+        self._records.read()
+        return {
+            found.slide_id: outcome.failure
+            for found in self._records.iterate(())
+            for outcome in found.outcomes
+            if outcome.failure is not None and outcome.made_with == self._made_with
+        }
+
+    def has_all(self, slide_ids: Iterable[str]) -> bool:
+        """Return whether each slide has its features or a failure."""
+        return set(slide_ids) <= self.list_failures().keys() | self.folder.list_records().keys()
 
     def write(self) -> list[FeatureRecord]:
         """Write both tables, and return the records in `features.csv`, without slides that failed since."""
-        failed = self._write_failures()
-        records = [own for slide_id, own in sorted((self.earlier | self.done).items()) if slide_id not in failed]
-        rows = [_make_row(own) for own in records]
         path = self.folder.path / TABLE
         with hold_lock(path):
-            write_table(path, rows, _COLUMNS)
+            failures = self.list_failures()
+            records = [own for slide_id, own in self.folder.list_records().items() if slide_id not in failures]
+            write_table(self.folder.path / FAILURES, map(asdict, failures.values()), FAILURE_COLUMNS)
+            write_table(path, map(_make_row, records), _COLUMNS)
         return records
 
 
