@@ -89,7 +89,11 @@ def test_launch_with_wrong_variable_is_refused(environment: Mapping[str, str], f
     ("launch", "trainer", "fault"),
     [
         (Launch(), ("ddp", 2, 1), "this one was started alone: srun --nodes=1 --ntasks-per-node=2 python train.py"),
-        (TWO, ("ddp", 2, 2), "are 4 ranks, but srun started 2 processes: give trainer.devices=2 trainer.num_nodes=1"),
+        (
+            TWO,
+            ("ddp", 2, 2),
+            "ask for 4 processes, but srun started 2 processes: give trainer.devices=2 trainer.num_nodes=1",
+        ),
         (Launch("srun", tasks=(3, 1)), ("ddp", 2, 2), "4 processes on 2 nodes: start as many on each node, or srun"),
         (Launch("torchrun", tasks=(2,)), ("ddp", 1, 1), "or torchrun --nnodes=1 --nproc-per-node=1 train.py"),
         (
@@ -131,7 +135,12 @@ def test_trainer_that_fits_launch_passes(launch: Launch, trainer: Any) -> None:
             "was started alone",
         ),
         (Launch(), "ddp", {"_target_": "submitit", "tasks_per_node": 2, "nodes": 1}, None),
-        (Launch(), "ddp", {"_target_": "submitit", "tasks_per_node": 1, "nodes": 1}, "are 2 ranks, but srun started 1"),
+        (
+            Launch(),
+            "ddp",
+            {"_target_": "submitit", "tasks_per_node": 1, "nodes": 1},
+            "ask for 2 processes, but srun started 1",
+        ),
         (Launch(), "auto", {"_target_": "submitit", "tasks_per_node": 2}, "each would be a whole training"),
         (TWO, "ddp", {"_target_": "basic"}, "each would be a whole sweep"),
     ],

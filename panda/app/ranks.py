@@ -149,7 +149,7 @@ def find_launch_faults(launch: Launch, strategy: str, devices: int, num_nodes: i
     joint = is_joint(strategy)
     srun = f"srun --nodes={num_nodes} --ntasks-per-node={devices} python train.py …"
     torchrun = f"torchrun --nnodes={num_nodes} --nproc-per-node={devices} train.py …"
-    tasks = launch.tasks[0]
+    tasks, asked = launch.tasks[0], devices * num_nodes
     remedy = f"trainer.devices={tasks} trainer.num_nodes={len(launch.tasks)}"
     if joint and launch.starter == "python":
         yield (
@@ -159,7 +159,7 @@ def find_launch_faults(launch: Launch, strategy: str, devices: int, num_nodes: i
     elif joint and not launch.fits(devices, num_nodes):
         even = f"give {remedy}" if set(launch.tasks) == {tasks} else "start as many on each node"
         yield (
-            f"trainer.devices={devices} on trainer.num_nodes={num_nodes} are {devices * num_nodes} ranks, but "
+            f"trainer.devices={devices} trainer.num_nodes={num_nodes} ask for {asked} process{'es' * (asked > 1)}, but "
             f"{launch.describe()}: {even}, or {srun if launch.starter == 'srun' else torchrun}"
         )
     elif not joint and launch.size > 1:
