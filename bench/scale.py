@@ -1,152 +1,142 @@
-"""Time, memory and size of the tables and the page of many slides: `python -m bench.scale [SLIDES [ROWS]]`.
+"""Count what one more slide costs `infer.py`: `python -m bench.scale [--side 19456] [--tissue 0.05] [--slides 3]`.
 
-SLIDES have a folder with small files each, ROWS are records without files, whose state is given. Each step runs in a
-process of its own, and prints its CPU time, and the most memory before and after it. No slide is mapped.
+Needs strace. Each figure is the difference between a run over several slides and a run over one, a slide. A drawn slide
+of the median size of PANDA's is mapped by an untrained network at level 1, so CPU time includes the network's.
 """
 
 from __future__ import annotations
 
-import json
-import random
+import argparse
+import os
+import re
+import resource
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 
-from bench.memory import peak_mib
-from bench.slides import CACHE
-from panda.app.inference_tables import InferenceTables
-from panda.data.failures import Failure
-from panda.data.slide_records import RECORDS_FOLDER, Outcome, RowValue, read_state
-from panda.inference.slide_result import RESULT_FILE
-from panda.report.inference_page import write_inference_page
-from panda.report.slide_page import PAGE
+import torch
 
-SLIDES, ROWS = 10_616, 1_000_000
-MADE_WITH, KEY = "f" * 64, "k" * 64
-FAILED = 0.005
-"""Share of the rows without files that failed."""
-_FILES = (
-    *("heatmap.png", "overlay.png", "map.png", "slide.jpg", "regions.geojson", "probability.ome.tiff"),
-    *(PAGE, RESULT_FILE),
-)
+from bench.slides import shared_tiles_slide
+from panda.models.segmentation import Segmenter
+from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
+from panda.tasks.threshold import search_threshold
 
-
-class _WithoutFiles(InferenceTables):
-    """Tables of slides that are given by their number, whose files are taken to be unchanged."""
-
-    rows = 0
-
-    def _find_state(self, slide_id: str) -> str:
-        return "unchanged"
-
-    def _list_slides(self) -> Iterator[str]:
-        return (_name(number) for number in range(self.rows))
-
-
-def _name(number: int) -> str:
-    return f"{number * 2654435761 % 2**32:032x}"
+ROOT = Path(__file__).parents[1]
+_CALL = re.compile(r"^(\w+)\((.*)\) += (-?\d+)")
+_SLIDE = re.compile(r"/slide\d+\.tiff")
+_KINDS = {
+    "opened": ("open", "openat"),
+    "asked for (stat, access)": (
+        "stat",
+        "lstat",
+        "newfstatat",
+        "statx",
+        "access",
+        "faccessat",
+        "faccessat2",
+        "readlink",
+    ),
+    "synced": ("fsync", "fdatasync"),
+    "renamed": ("rename", "renameat", "renameat2"),
+    "removed": ("unlink", "unlinkat", "rmdir"),
+    "MB read": ("read", "pread64"),
+    "MB written": ("write", "pwrite64"),
+}
+_NAMES = {call: kind for kind, calls in _KINDS.items() for call in calls}
 
 
-def _make_row(slide_id: str, chance: random.Random) -> dict[str, RowValue] | None:
-    tumor, tissue = chance.random() * 20, 20 + chance.random() * 20
-    found: dict[str, RowValue] = {
-        "slide_id": slide_id,
-        "tumor_percent_of_tissue": 100 * tumor / tissue,
-        "tumor_mm2": tumor,
-        "tissue_mm2": tissue,
-        "tumor_px": int(tumor * 1e6),
-        "tissue_px": int(tissue * 1e6),
-        "unscored_tissue_px": 0,
-        "tissue_how": "strict",
-        "num_regions": chance.randrange(50),
-        "threshold": 0.42,
-        "in_sample": None,
-        "mpp_source": "tiff",
-    }
-    found |= {
-        "dice": chance.random(),
-        "true_tumor_mm2": tumor * chance.random(),
-        "tumor_difference_mm2": chance.random(),
-    }
-    return found | {"mpp_x": 0.5, "mpp_y": 0.5, "isup_predicted": chance.randrange(6)}
+def measure(side: int, tissue: float, slides: int) -> None:
+    """Print the costs of a slide: calls and bytes by folder, CPU time, and what it leaves."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        picture = shared_tiles_slide(side, tissue).image_path
+        _write_checkpoint(folder / "best.ckpt")
+        for number in range(1 + slides):
+            target = folder / ("all" if number else "one") / f"slide{number}.tiff"
+            target.parent.mkdir(exist_ok=True)
+            os.link(picture, target) if os.stat(picture).st_dev == os.stat(folder).st_dev else target.symlink_to(
+                picture
+            )
+        costs, seconds, left = {}, {}, {}
+        for which in ("one", "all"):
+            seconds[which] = _run(folder, which, f"timed_{which}")
+            costs[which] = _trace(folder, which)
+            left[which] = [path for path in (folder / f"timed_{which}").rglob("*") if path.is_file()]
+        more = slides - 1
+        print(f"a slide of {side} x {side} px, {picture.stat().st_size / 1e6:.1f} MB, {tissue:.0%} tissue")
+        for key in sorted(costs["all"]):
+            print(f"{' '.join(key):45} {(costs['all'][key] - costs['one'][key]) / more:10.2f}")
+        one_more = (seconds["all"] - seconds["one"]) / more
+        print(f"{'s of CPU':45} {one_more:10.2f}")
+        print(f"{'s of CPU of a command beside its slides':45} {seconds['one'] - one_more:10.2f}")
+        print(f"{'files left':45} {(len(left['all']) - len(left['one'])) / more:10.1f}")
+        sizes = {which: sum(path.stat().st_size for path in paths) for which, paths in left.items()}
+        print(f"{'MB left':45} {(sizes['all'] - sizes['one']) / more / 1e6:10.2f}")
+        again = _run(folder, "all", "timed_all"), _trace(folder, "all", "timed_all")
+        print(f"all {slides} finished slides again: {again[0]:.2f} s of CPU")
+        for key, count in sorted(again[1].items()):
+            print(f"{' '.join(key):45} {count / slides:10.2f} a slide")
 
 
-def _write_records(folder: Path, count: int, find_state: bool) -> None:
-    """Write the records of slides, as a process for each 100,000 of them would."""
-    chance = random.Random(0)
-    for first in range(0, count, 100_000):
-        path = folder / RECORDS_FOLDER / f"{first}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            for slide_id in map(_name, range(first, min(first + 100_000, count))):
-                state = read_state(folder / slide_id, RESULT_FILE, (PAGE,)) if find_state else "unchanged"
-                key, row, failure = KEY, _make_row(slide_id, chance), None
-                if not find_state and chance.random() < FAILED:
-                    text = f"/data/{slide_id}.tiff: cannot be read"
-                    key, row, failure = "", None, Failure(slide_id, "inference", "SlideError", text)
-                outcome = Outcome(
-                    slide_id=slide_id, made_with=MADE_WITH, state=state, key=key, row=row, failure=failure
-                )
-                file.write(f"{outcome.model_dump_json()}\n")
+def _write_checkpoint(path: Path) -> None:
+    torch.manual_seed(0)
+    network = Segmenter("unet", "resnet18", decoder_channels=[16, 16, 8, 8, 8])
+    metadata = SegmentationMetadata(
+        network=network.options,
+        resolution=TrainedResolution(level=1, mpp=None, train_mpp=None),
+        patch_size=512,
+        overlap=0.25,
+        label_maps={},
+        threshold=search_threshold({}),
+        precision="fp32",
+        train_slides=(),
+        val_slides=(),
+    )
+    state = {f"network.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": state, "panda": metadata.to_entry()}, path)
 
 
-def _write_slides(folder: Path, count: int) -> None:
-    """Write the folders of slides, with small files."""
-    for slide_id in map(_name, range(count)):
-        (folder / slide_id / "canvas.zarr").mkdir(parents=True)
-        for name in _FILES:
-            (folder / slide_id / name).write_bytes(b"{}")
+def _command(which: str, output: str) -> list[str]:
+    engine = ["engine.device=cpu", "engine.precision=fp32", "engine.compile=never", "engine.post_workers=0"]
+    given = ["checkpoint=best.ckpt", f"slides={which}", f"output={output}", "threshold=0.9"]
+    return [sys.executable, str(ROOT / "infer.py"), *given, *engine]
 
 
-def _find_finished(folder: Path, count: int) -> str:
-    finished = InferenceTables(folder, MADE_WITH).find_finished({_name(number): KEY for number in range(count)})
-    return f"{len(finished):,} of {count:,} are finished"
+def _run(folder: Path, which: str, output: str) -> float:
+    """Return the CPU time of a run, in s."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(_command(which, output), cwd=folder, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _write_tables(folder: Path, count: int) -> str:
-    tables = InferenceTables(folder, MADE_WITH) if (folder / _name(0)).exists() else _WithoutFiles(folder, MADE_WITH)
-    if isinstance(tables, _WithoutFiles):
-        tables.rows = count
-    found = tables.write()
-    return f"{found.rows:,} rows, {found.failed:,} failed"
-
-
-def _write_page(folder: Path, _: int) -> str:
-    return f"{write_inference_page(folder).stat().st_size / 1e6:.2f} MB"
-
-
-STEPS = {"list the finished slides": _find_finished, "tables": _write_tables, "page": _write_page}
-
-
-def run_step(step: str, folder: Path, count: int) -> None:
-    """Run a step, and print it with its CPU time in s, and the memory in MiB before and after it."""
-    before, started = peak_mib(), time.process_time()
-    text = STEPS[step](folder, count)
-    print(json.dumps([text, time.process_time() - started, before, peak_mib()]))
-
-
-def main(slides: int, rows: int) -> None:
-    """Measure every step with files, and those without files for a tenth of the rows and all of them."""
-    print(f"{'slides':>9}  {'step':<26}{'CPU s':>8}{'MiB before':>12}{'MiB at most':>13}  result")
-    CACHE.mkdir(exist_ok=True)
-    for count, with_files in ((slides, True), (rows // 10, False), (rows, False)):
-        with tempfile.TemporaryDirectory(dir=CACHE) as made:
-            folder = Path(made)
-            if with_files:
-                _write_slides(folder, count)
-            _write_records(folder, count, find_state=with_files)
-            for step in STEPS if with_files else ("tables", "page"):
-                command = [sys.executable, "-m", "bench.scale", step, made, str(count)]
-                ran = subprocess.run(command, capture_output=True, text=True, check=True)
-                text, seconds, before, after = json.loads(ran.stdout.splitlines()[-1])
-                print(f"{count:>9,}  {step:<26}{seconds:>8.1f}{before:>12.0f}{after:>13.0f}  {text}", flush=True)
+def _trace(folder: Path, which: str, output: str = "") -> Counter[tuple[str, str]]:
+    """Count the calls of a run, and the MB, by what they do and whether it is to a slide or to the output."""
+    output = output or f"traced_{which}"
+    logs = folder / f"logs_{output}"
+    logs.mkdir()
+    calls = ",".join(_NAMES)
+    strace = ["strace", "-ff", "-y", "-s", "0", "-qq", "-e", f"trace={calls}", "-o", str(logs / "log")]
+    subprocess.run([*strace, *_command(which, output)], cwd=folder, check=True, capture_output=True)
+    counts: Counter[tuple[str, str]] = Counter()
+    for log in logs.iterdir():
+        for line in log.read_text(errors="replace").splitlines():
+            found = _CALL.match(line)
+            if found is None or found[1] not in _NAMES:
+                continue
+            kind = _NAMES[found[1]]
+            place = "slide" if _SLIDE.search(found[2]) else "output" if output in found[2] else ""
+            if place:
+                counts[place, kind] += int(found[3]) / 1e6 if kind.startswith("MB") else 1  # type: ignore[assignment]
+    return counts
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
-        run_step(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
-    else:
-        main(*map(int, sys.argv[1:]), *(SLIDES, ROWS)[len(sys.argv) - 1 :])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=19_456)
+    parser.add_argument("--tissue", type=float, default=0.05)
+    parser.add_argument("--slides", type=int, default=3)
+    arguments = parser.parse_args()
+    measure(arguments.side, arguments.tissue, arguments.slides)

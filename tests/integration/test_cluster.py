@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -101,6 +102,27 @@ def test_indexed_pods_give_bytes_of_one_process(workplace: Path, monkeypatch: py
         done = run_entry_point("infer", workplace, *given, *MAPPING.split())
         assert done.returncode == 0, done.stderr[-3000:]
     assert hash_files(workplace / "pods") == hash_files(workplace / "alone")
+
+
+def test_training_on_two_nodes_goes_on_after_signal(slurm: Slurm, workplace: Path) -> None:
+    tiny = " ".join(f"'{override}'" for override in TINY if not override.startswith("trainer"))
+    changes = {
+        "--ntasks-per-node=4 --gpus-per-node=4": "--ntasks-per-node=1",
+        "trainer.devices=4": f"trainer.devices=1 trainer.accelerator=cpu trainer.max_epochs={EPOCHS} logger=csv",
+        "data=panda data.root=/data/panda": tiny,
+    }
+    job = slurm.run("sbatch", "--parsable", write_script(workplace, "ddp.sh", **changes), cwd=workplace).strip()
+    run = workplace / "runs" / "segmentation" / "large"
+    wait_for((run / "checkpoints" / "last.ckpt").exists, slurm)
+    slurm.run("scancel", "--signal=TERM", job)
+    slurm.wait_for_jobs(240)
+    log = (workplace / "logs" / f"{job}.txt").read_text()
+    assert (run / "summary.json").is_file(), log
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["devices"], summary["epochs"]) == (2, EPOCHS)
+    epochs = [row["epoch"] for row in table(run / "metrics.csv") if row["val/dice"]]
+    assert epochs == [str(epoch) for epoch in range(EPOCHS)]
+    assert (run / "run.log").read_text().count("run: runs/segmentation/large\n") == 2, log
 
 
 def test_sweep_goes_on_after_a_requeue_of_a_job(slurm: Slurm, workplace: Path) -> None:
