@@ -38,7 +38,8 @@ def explain_launcher(error: Exception, sweep: Path) -> str | None:
         return None
     if has_submitted(sweep):
         return f"a job ended without a result ({lines[0]}): {advise_sweep(sweep)}"
-    said = next((line for line in lines if "error:" in line), lines[-1])
+    said = [line for line in lines if "error:" in line or "fatal:" in line] or lines
     return (
-        f"hydra/launcher: the scheduler refused the jobs ({said}): correct hydra.launcher.partition and its other keys"
+        f"hydra/launcher: the scheduler refused the jobs ({said[-1]}): correct hydra.launcher.partition or another of "
+        "its keys"
     )

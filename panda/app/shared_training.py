@@ -54,10 +54,7 @@ def hold_training(training: Path, folder: Path, held: contextlib.ExitStack, cfg:
             return True
         if not last:
             _register(training, folder, cfg, resumed=resumed)
-    other = read_text(holder) or "another"
-    log.info(
-        "%s: job %s trains for this one too, and evaluates it afterwards: this process has nothing to do", folder, other
-    )
+    log.info("%s: job %s trains for this one too, and then evaluates it", folder, read_text(holder) or "another")
     return False
 
 

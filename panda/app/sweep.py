@@ -46,12 +46,13 @@ class SweepPage(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the page and record failed jobs, after the last job."""
         # Imported here, because Hydra builds its callbacks even for --help.
-        from panda.report.sweep_jobs import is_successful, read_jobs  # noqa: PLC0415
+        from panda.report.sweep_jobs import describe_states, is_successful, read_jobs  # noqa: PLC0415
         from panda.report.sweep_page import write_sweep  # noqa: PLC0415
 
         folder = Path(config.hydra.sweep.dir)
         jobs = read_jobs(folder)
         record_failed_jobs(sum(not is_successful(job) for job in jobs))
+        print(describe_states(jobs))
         try:
             print(f"sweep: {write_sweep(folder, jobs)}")
         except OSError as error:  # Hydra would only warn, with exit status 0

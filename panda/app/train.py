@@ -185,7 +185,7 @@ def _run(
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(raw, resolve=True))
     write_overrides(folder, resumed=point is not None)
     (folder / "error.txt").unlink(missing_ok=True)
-    log.info("run: %s", folder)
+    log.info("run: %s%s", folder, f", continued after {point.epochs} epochs" if point else "")
     clock = Clock(started)
     sweep = folder.parent if is_multirun() else None
     trainer = build_trainer(cfg, folder, experiment, clock, point)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from panda.errors import PandaError
 from panda.report.page import require_folder
-from panda.report.sweep_jobs import is_successful, read_jobs
+from panda.report.sweep_jobs import describe_states, is_successful, read_jobs
 from panda.report.sweep_page import write_sweep
 
 
@@ -31,8 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PandaError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    states = Counter(job.state for job in jobs)
-    print(f"{len(jobs)} jobs: {', '.join(f'{count} {state}' for state, count in states.items()) or 'none has begun'}")
+    print(describe_states(jobs))
     print(f"sweep: {page}")
     return int(not jobs or not all(map(is_successful, jobs)))
 

@@ -6,6 +6,7 @@ The record of a job that ended well is its `summary.json`, the only file that is
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,12 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
 def is_successful(job: Job) -> bool:
     """Return whether a job is done and used all its slides, or was pruned."""
     return job.state in ("done", "pruned") and not job.lost_slides
+
+
+def describe_states(jobs: Sequence[Job]) -> str:
+    """Return how many jobs are in which state, as a sentence."""
+    counts = Counter(job.state for job in jobs)
+    return f"{len(jobs)} jobs: {', '.join(f'{count} {state}' for state, count in counts.items()) or 'none has begun'}"
 
 
 def split_choices(jobs: Sequence[Job]) -> tuple[list[str], list[tuple[str, str]]]:
