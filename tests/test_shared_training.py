@@ -42,9 +42,14 @@ def ask(sweep: Path, job: str, held: ExitStack) -> bool:
     return hold_training(sweep / "training-0", sweep / job, held, configure(sweep, job), resumed=False)
 
 
+def finish(job: Path) -> None:
+    for name in ("summary.json", "report.html"):
+        (job / name).touch()
+
+
 def end(sweep: Path, ran: list[str], cfg: DictConfig) -> None:
     ran.append(Path(cfg.run_dir).name)
-    (sweep / ran[-1] / "summary.json").touch()
+    finish(sweep / ran[-1])
 
 
 def test_hold_training_second_job_registers_and_is_run_later(tmp_path: Path) -> None:
@@ -65,6 +70,7 @@ def test_hold_training_second_job_registers_and_is_run_later(tmp_path: Path) -> 
 
     (tmp_path / "1" / "overrides.txt").write_text("threshold=0.5\nname=${x}\n")
     before = HydraConfig.instance().cfg
+    look_after(tmp_path / "training-0")  # job 1 was in this process too
     run_registered(run, ["y"])
     assert ran == ["1"]
     assert seen == [(["threshold=0.5", "name=${x}"], str(tmp_path / "1"))]
@@ -99,6 +105,7 @@ def test_run_registered_tries_each_job_once(tmp_path: Path) -> None:
             ask(tmp_path, job, other)
     (tmp_path / "1" / "config.yaml").write_text("{broken")
     ran: list[str] = []
+    look_after(tmp_path / "training-0")
 
     def leave_nothing(cfg: DictConfig) -> None:
         ran.append(Path(cfg.run_dir).name)
@@ -121,7 +128,7 @@ def run_job(sweep: Path, job: str) -> None:
                 time.sleep(0.02)
                 with (sweep / "ran").open("a") as log:
                     log.write(f"{name}\n")
-                (sweep / name / "summary.json").touch()
+                finish(sweep / name)
 
     HydraConfig.instance().cfg = make_hydra_config()
     run(configure(sweep, job))

@@ -17,6 +17,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from panda.app.begun_job import is_finished
 from panda.app.hydra_job import write_overrides
 from panda.app.resume import read_run_config
 from panda.errors import ConfigError, LockedError
@@ -54,6 +55,7 @@ def hold_training(training: Path, folder: Path, held: contextlib.ExitStack, cfg:
             return True
         if not last:
             _register(training, folder, cfg, resumed=resumed)
+    _to_look_after.discard(training)
     log.info("%s: job %s trains for this one too, and then evaluates it", folder, read_text(holder) or "another")
     return False
 
@@ -86,19 +88,29 @@ def run_registered(run: Callable[[DictConfig], object], allow_packages: list[str
     tried: set[Path] = set()
     while _to_look_after:
         training = _to_look_after.pop()
-        registered = _find_registered(training)
-        while left := sorted(set(registered.glob("*")) - tried):
+        if not (left := sorted(set(_list_registered(_find_registered(training))) - tried)):
+            continue
+        folder = training.parent / left[0].name
+        log.info("%s: it registered for this training", folder)
+        look_after(training)  # again after this job, unless another process holds the training by then
+        try:
+            with _enter_job(folder) as cfg:
+                cfg.allow_packages = allow_packages
+                run(cfg)
+        except ConfigError as error:  # its config.yaml was edited
+            log.error("%s", error)
+        if training in _to_look_after:
             tried.add(left[0])
-            folder = training.parent / left[0].name
-            log.info("%s: it registered for this training", folder)
-            try:
-                with _enter_job(folder) as cfg:
-                    cfg.allow_packages = allow_packages
-                    run(cfg)
-            except ConfigError as error:  # its config.yaml was edited
-                log.error("%s", error)
-            if any((folder / name).exists() for name in ("summary.json", "error.txt")):
-                left[0].unlink(missing_ok=True)
+
+
+def _list_registered(registered: Path) -> list[Path]:
+    """Return the files of registered jobs, and remove those of jobs that have ended since."""
+    files = list(registered.glob("*"))
+    for file in files:
+        folder = registered.parent / file.name
+        if is_finished(folder) or (folder / "error.txt").is_file():
+            file.unlink(missing_ok=True)
+    return [file for file in files if file.exists()]
 
 
 @contextlib.contextmanager
