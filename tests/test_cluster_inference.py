@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from panda.app.entry_point import SomeSlidesFailed
 from tests.checkpoints import segmentation_checkpoint
 from tests.pyramids import write_pyramid
 from tests.test_killed_inference import _files, _run
@@ -64,10 +66,11 @@ def test_infer_killed_workers_change_no_byte(folder: Path) -> None:
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        for _ in range(3):
+        with contextlib.suppress(SomeSlidesFailed):  # one may have been killed three times
             _run(folder, "killed", "cluster=local", "cluster.workers=4")
     finally:
         ended.set()
         thread.join()
-    assert killed > 3
+    _run(folder, "killed", "cluster=local", "cluster.workers=2")
+    assert killed > 1
     assert _files(folder / "killed") == _files(folder / "here")

@@ -116,7 +116,7 @@ class SlideCluster(Generic[Facts]):
     def make_ready(self, plugin: SlideWorker[Facts]) -> None:
         """Let all workers that are there load the work, and compare what they say."""
         try:
-            with contextlib.suppress(OSError):  # a worker was lost meanwhile; those that come have the plugin too
+            with contextlib.suppress(OSError):  # a worker was lost just now; those that come get the plugin too
                 self._client.register_plugin(plugin, name=self._name)
             found: dict[str, Description[Facts]] = self._client.run(
                 describe_worker,
