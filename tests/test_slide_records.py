@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ RESULT = "result.json"
 
 
 def write_slide(out: Path, slide_id: str, text: str = "1") -> None:
-    for name in ("map.png", "page.html", RESULT):
+    for name in ("map.png", "page.html", "canvas/zarr.json", RESULT):
         write_whole(out / slide_id / name, text)
 
 
@@ -51,6 +52,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "result edited": lambda folder: (folder / RESULT).write_text("12"),
     "result of the same size": lambda folder: touch(folder / RESULT),
     "picture of the same size": lambda folder: touch(folder / "map.png"),
+    "canvas replaced": lambda folder: touch(folder / "canvas" / "zarr.json"),
+    "canvas removed": lambda folder: shutil.rmtree(folder / "canvas"),
+    "canvas emptied": lambda folder: (folder / "canvas" / "zarr.json").unlink(),
     "one file more": lambda folder: (folder / "more.txt").touch(),
 }
 
@@ -70,6 +74,13 @@ def test_records_hidden_files_and_new_pages_do_not_count(tmp_path: Path) -> None
     record(tmp_path, "a")
     (tmp_path / "a" / ".lock").touch()
     (tmp_path / "a" / "page.html").write_text("again")
+    assert find_finished(tmp_path, "a") == {"a"}
+
+
+def test_records_folder_without_canvas_counts_by_name(tmp_path: Path) -> None:
+    write_slide(tmp_path, "a")
+    (tmp_path / "a" / "notes").mkdir()
+    record(tmp_path, "a")
     assert find_finished(tmp_path, "a") == {"a"}
 
 

@@ -33,6 +33,8 @@ from panda.stored import Plain, Timestamp, read_model
 log = logging.getLogger(__name__)
 
 RECORDS_FOLDER = ".records"
+FOLDER_FILE = "zarr.json"
+"""File of a canvas by which it counts."""
 RowValue = str | int | float | None
 _BATCH, _PART = 1_000, 50
 _NAMED = 20
@@ -123,7 +125,8 @@ _OUTCOME, _RUN = TypeAdapter(Outcome), TypeAdapter(RunRecord)
 def read_state(folder: Path, result: str, pages: Collection[str] = ()) -> str:
     """Return a hash of names, sizes in bytes and times of change of the files in a folder; empty without a result.
 
-    Hidden files do not count. Folders count by name only, and so do pages, which are written again without a change.
+    Hidden files do not count. A folder counts by its file `FOLDER_FILE`, or by name only without one. Pages count by
+    name only, because they are written again without a change.
 
     Args:
         folder: Folder of a slide.
@@ -136,10 +139,11 @@ def read_state(folder: Path, result: str, pages: Collection[str] = ()) -> str:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.name in pages or entry.is_dir():
+                path = f"{entry.path}/{FOLDER_FILE}" if entry.is_dir() else entry.path
+                if entry.name in pages or (entry.is_dir() and not os.path.exists(path)):
                     found.append(entry.name)
                     continue
-                status = entry.stat()
+                status = os.stat(path)
                 found.append(f"{entry.name}/{status.st_size}/{status.st_mtime_ns}")
     except OSError:
         return ""  # a file that vanishes belongs to a slide that is being written
