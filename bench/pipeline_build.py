@@ -1,7 +1,7 @@
 """Measure one build of this project from inside; `bench.pipeline` copies this file into the builds that it compares.
 
 Run in the folder of a build, `python -m bench.pipeline_build STEP FOLDER SLIDE…` prints one line of JSON. So this file
-uses only what both builds have.
+uses what both builds have, and `begin_canvas` of the newer one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -59,12 +60,15 @@ def map_slides(folder: Path, paths: Sequence[Path]) -> dict[str, float]:
     tiles = _read_tiles(predictor, paths[0])
 
     def run(slides: Sequence[Path]) -> None:
-        with SlidePrefetcher(slides, open_slide) as prefetcher:
+        with SlidePrefetcher(slides, open_slide) as prefetcher, ExitStack() as closing:
             for path in slides:
                 canvas = folder / path.stem / "canvas.zarr"
                 remove(canvas)
                 with prefetcher.open(path) as (slide, tissue):
-                    predictor.predict(slide, tissue, canvas)
+                    if begin := getattr(predictor, "begin_canvas", None):  # closes it beside the next slide
+                        closing.enter_context(begin(slide, tissue, canvas))
+                    else:
+                        predictor.predict(slide, tissue, canvas)
 
     run(paths[:1])
     wall, cpu = _time(lambda: run(paths))

@@ -1,5 +1,6 @@
 """From checkpoint and slide to canvas: the resolution a slide is read at, reuse, and scores against a mask."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -9,11 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from panda.data.manifest import SlideRecord
-from panda.errors import CheckpointError, SlideError
+from panda.errors import CheckpointError, LockedError, PandaError, SlideError
+from panda.files import hold_lock
+from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.compute import EngineSettings
 from panda.inference.dataset_metrics import summarize
 from panda.inference.evaluate import score_canvas
 from panda.inference.predictor import SegmentationPredictor
+from panda.inference.quantify import QuantifySettings
+from panda.inference.slide_mapper import SlideMapper
 from panda.tasks.bins import BINS
 from panda.tasks.metadata import TrainedResolution
 from panda.tasks.threshold import ThresholdChoice
@@ -25,6 +30,7 @@ from tests.checkpoints import segmentation_checkpoint
 from tests.pyramids import write_pyramid
 
 PINK = (215, 120, 180)
+CPU = EngineSettings(device="cpu")
 
 
 @pytest.fixture
@@ -319,3 +325,47 @@ def test_predict_failed_network_ends_reads_before_slide_closes(
     count = len(begun)
     time.sleep(0.2)
     assert len(begun) == count
+
+
+def test_begin_canvas_closes_beside_the_caller(
+    slide_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = SegmentationPredictor.from_checkpoint(segmentation_checkpoint(tmp_path / "a.ckpt"), CPU)
+    go, close = threading.Event(), CanvasWriter.close
+
+    def close_late(writer: CanvasWriter) -> Canvas:
+        assert go.wait(30)
+        return close(writer)
+
+    monkeypatch.setattr(CanvasWriter, "close", close_late)
+    path = tmp_path / "c.zarr"
+    with Slide.open(slide_path) as slide:
+        begun = predictor.begin_canvas(slide, find_tissue(slide), path)
+        canvas = begun.__enter__()
+    assert not canvas.done()
+    assert not path.exists()
+    go.set()
+    begun.__exit__(None, None, None)
+    assert canvas.done(), "the lock is held until the canvas is closed"
+    assert canvas.result().fingerprint == Canvas.open(path).fingerprint
+
+
+def test_mapped_slide_that_is_not_closed_frees_its_canvas(
+    slide_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = SegmentationPredictor.from_checkpoint(segmentation_checkpoint(tmp_path / "a.ckpt"), CPU)
+
+    def fail(_: CanvasWriter) -> Canvas:
+        raise PandaError("tiles are missing")
+
+    monkeypatch.setattr(CanvasWriter, "close", fail)
+    path = tmp_path / "c.zarr"
+    with Slide.open(slide_path) as slide:
+        mapped = SlideMapper(predictor, 0.5, QuantifySettings()).map(slide, find_tissue(slide), tmp_path / "out", path)
+    with pytest.raises(LockedError), hold_lock(path, wait=False):
+        pass
+    with pytest.raises(PandaError, match="tiles are missing"), mapped:
+        pass
+    with hold_lock(path, wait=False):
+        assert not path.exists()
+        assert not list(tmp_path.glob(".*.partial*"))

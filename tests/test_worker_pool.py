@@ -97,6 +97,22 @@ def test_worker_pool_killed_worker_fails_its_item_only(tmp_path: Path) -> None:
         assert all(futures[number].result() for number in (0, 2, 3))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_worker_pool_waits_for_the_future_before_an_item(tmp_path: Path, workers: int) -> None:
+    before: list[Future[None]] = [Future(), Future()]
+    before[0].set_exception(PandaError("the disk was away"))
+    with WorkerPool(work, workers, "") as pool:
+        with pytest.raises(PandaError, match="the disk was away"):
+            pool.submit(("die", tmp_path), before[0]).result()
+        if workers == 0:
+            before[1].set_result(None)
+        waiting = pool.submit(("go", tmp_path), before[1])
+        assert waiting.done() is (workers == 0)
+        if workers:
+            before[1].set_result(None)
+        assert waiting.result() > 0
+
+
 def test_worker_pool_that_is_interrupted_ends_within_a_second(tmp_path: Path) -> None:
     pids: list[int] = []
     futures: list[Future[int]] = []

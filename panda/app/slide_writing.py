@@ -70,7 +70,7 @@ class SlideWriting:
 
     def add(self, mapped: MappedSlide) -> None:
         """Let the folder of a slide be written."""
-        future = self._pool.submit(mapped.files)
+        future = self._pool.submit(mapped.files, mapped.closing)
         self._unfinished[future] = mapped
         # At once, and not when it is recorded: another run may wait for this canvas, and this run for one of its.
         future.add_done_callback(lambda _: mapped.release())

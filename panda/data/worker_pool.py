@@ -58,18 +58,25 @@ class WorkerPool(Generic[Item, Result]):
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(max(1, workers))
 
-    def submit(self, item: Item) -> Future[Result]:
-        """Give an item to the next free worker; a `PandaError` of the future says that its process died."""
+    def submit(self, item: Item, after: Future[Any] | None = None) -> Future[Result]:
+        """Give an item to the next free worker, when `after` is done, whose error becomes that of the item.
+
+        A `PandaError` of the future says that the process of the worker died.
+        """
         if self._workers:
-            return self._threads.submit(self._run, item)
+            return self._threads.submit(self._run, item, after)
         future: Future[Result] = Future()
         try:
+            if after:
+                after.result()
             future.set_result(self._work(item))
         except Exception as error:
             future.set_exception(error)
         return future
 
-    def _run(self, item: Item) -> Result:
+    def _run(self, item: Item, after: Future[Any] | None) -> Result:
+        if after:
+            after.result()
         worker = self._idle.get()
         try:
             return worker.run(item)

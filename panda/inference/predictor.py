@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -155,14 +156,33 @@ class SegmentationPredictor:
 
         A canvas is read from the disk in parts, so a replacement would mix the maps of two networks.
         """
+        with self.begin_canvas(slide, tissue, path, on_tiles) as canvas:
+            yield canvas.result()
+
+    @contextmanager
+    def begin_canvas(
+        self, slide: Slide, tissue: TissueMap, path: Path, on_tiles: Callable[[int, int], None] | None = None
+    ) -> Iterator[Future[Canvas]]:
+        """Yield what `hold_canvas` yields as soon as the network has run over all tiles.
+
+        A thread blends the last tiles and flushes the files, while the network can run over the next slide.
+        """
         resolution = self.metadata.resolution.resolve(slide)
         expected = self.fingerprint_canvas(slide, resolution)
         with hold_lock(path):
-            yield _reuse_canvas(path, resolution, expected) or self._map(slide, tissue, path, expected, on_tiles)
+            canvas: Future[Canvas] = Future()
+            if reused := _reuse_canvas(path, resolution, expected):
+                canvas.set_result(reused)
+            else:
+                canvas = self._map(slide, tissue, path, expected, on_tiles)
+            try:
+                yield canvas
+            finally:
+                wait([canvas])
 
     def _map(
         self, slide: Slide, tissue: TissueMap, path: Path, expected: str, on_tiles: Callable[[int, int], None] | None
-    ) -> Canvas:
+    ) -> Future[Canvas]:
         grid = self.make_grid(slide, tissue)
         resolution = grid.resolution
         if len(grid.working) == 0:
@@ -172,43 +192,53 @@ class SegmentationPredictor:
         read = self.make_tile_reader(slide, tissue, grid)
         device = self.settings.torch_device
         tiles: Iterator[TileReader] = (partial(read, x, y) for x, y in grid.level0[order].tolist())
-        with (
-            CanvasWriter(
-                path,
-                resolution,
-                grid.patch_size,
-                expected,
-                {"slide_id": slide.slide_id, "checkpoint": self.checkpoint.path.name, "tiles": len(grid)},
-                overlap=grid.patch_size - grid.stride,
-                expected=grid.working,
-                budget=self.settings.canvas_mib * 2**20,
-                device=device,
-                classes=self.classes,
-            ) as writer,
-            make_blending_queue(_MOST_BLENDING) as blending,
-            closing(
-                read_batches(
-                    tiles,
+        with ExitStack() as opened:
+            writer = opened.enter_context(
+                CanvasWriter(
+                    path,
+                    resolution,
                     grid.patch_size,
-                    self.batch_size,
-                    threads=self.settings.thread_count,
+                    expected,
+                    {"slide_id": slide.slide_id, "checkpoint": self.checkpoint.path.name, "tiles": len(grid)},
+                    overlap=grid.patch_size - grid.stride,
+                    expected=grid.working,
+                    budget=self.settings.canvas_mib * 2**20,
                     device=device,
-                    dtype=torch.float32 if device.type == "cpu" else torch.uint8,  # a quarter of the bytes to a GPU
+                    classes=self.classes,
                 )
-            ) as batches,
-        ):
+            )
+            blending = opened.enter_context(make_blending_queue(_MOST_BLENDING))
+            batches = read_batches(
+                tiles,
+                grid.patch_size,
+                self.batch_size,
+                threads=self.settings.thread_count,
+                device=device,
+                dtype=torch.float32 if device.type == "cpu" else torch.uint8,  # a quarter of the bytes to a GPU
+            )
 
             def blend(logits: Tensor, where: NDArray[np.int64]) -> None:
                 writer.add(self.model.compute_probabilities(logits), where)
 
             done = 0
-            for images in batches:
-                blending.submit(blend, self.model.compute_logits(images), positions[done : done + len(images)])
-                done += len(images)
-                if on_tiles:
-                    on_tiles(done, len(grid))
-            blending.finish()
-            return writer.close()
+            with closing(batches):
+                for images in batches:
+                    blending.submit(blend, self.model.compute_logits(images), positions[done : done + len(images)])
+                    done += len(images)
+                    if on_tiles:
+                        on_tiles(done, len(grid))
+            unfinished = opened.pop_all()
+
+        def finish() -> Canvas:
+            with unfinished:
+                blending.finish()
+                return writer.close()
+
+        thread = ThreadPoolExecutor(1)
+        try:
+            return thread.submit(finish)
+        finally:
+            thread.shutdown(wait=False)
 
 
 def _reuse_canvas(path: Path, resolution: Resolution, expected: str) -> Canvas | None:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,23 +43,33 @@ OUTPUTS = (
 
 @dataclass(frozen=True)
 class MappedSlide:
-    """A slide with a closed canvas, which no other run replaces until `release` or the end of a `with` statement.
+    """A mapped slide, whose canvas no other run replaces until `release` or the end of a `with` statement.
 
     Attributes:
-        canvas: The canvas.
+        closing: The canvas, as soon as it is closed; a `with` statement begins with it.
         files: What the files of the slide are made from. They are not written yet.
         score: The score against the label mask, None without one.
         ungraded: The failure of the grading, if there was one.
         release: Frees the lock of the canvas; it can be called twice, and from another thread.
     """
 
-    canvas: Canvas
+    closing: Future[Canvas]
     files: SlideFiles
     score: SlideScore | None
     ungraded: Failure | None
     release: Callable[[], None]
 
+    @property
+    def canvas(self) -> Canvas:
+        """The closed canvas."""
+        return self.closing.result()
+
     def __enter__(self) -> MappedSlide:
+        try:
+            self.closing.result()
+        except BaseException:
+            self.release()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -150,16 +161,17 @@ class SlideMapper:
         everything except its grade.
         """
         with contextlib.ExitStack() as lock:
-            canvas = lock.enter_context(self.predictor.hold_canvas(slide, tissue, canvas_path, on_tiles))
+            canvas = lock.enter_context(self.predictor.begin_canvas(slide, tissue, canvas_path, on_tiles))
             record, label = labelled or (None, None)
             score = None
             if record and label:
                 ignore = self.predictor.metadata.ignore_background
-                score = score_canvas(canvas, slide, label, tissue, record, ignore_background=ignore)
+                score = score_canvas(canvas.result(), slide, label, tissue, record, ignore_background=ignore)
             grade, ungraded = None, None
             if self.grader:
+                closed = canvas.result()
                 try:
-                    grade = self.grader.grade(slide, tissue, canvas, label, graded=graded)
+                    grade = self.grader.grade(slide, tissue, closed, label, graded=graded)
                 except Exception as error:
                     ungraded = record_failure(slide.slide_id, "grading", error)
             _warn_of_replaced_file(folder, slide)
