@@ -20,10 +20,10 @@ from panda.app.hydra_job import register_resolvers
 from panda.app.infer import infer
 from panda.app.inference_tables import InferenceTables
 from panda.data.shard import Shard
-from panda.errors import ConfigError, ExhaustedError, LockedError
+from panda.errors import ConfigError, ExhaustedError, LockedError, PandaError
 from panda.files import hold_lock, write_json
 from panda.inference import slide_files, slide_result
-from panda.inference.canvas import Canvas
+from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.compute import EngineSettings
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
@@ -473,6 +473,26 @@ def test_infer_failures_stay_until_slide_succeeds(tmp_path: Path, slides: Path, 
         (out / "failures.csv").write_text((out / "failures.csv").read_text().replace("stage", column, 1))
         run("c.tiff", "threshold=0.9")
         assert read_column(out / "failures.csv", "slide_id") == (["a"] if column == "stage" else [])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_infer_canvas_that_cannot_be_closed_fails_its_slide(
+    tmp_path: Path, run: Infer, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    close = CanvasWriter.close
+
+    def fail(writer: CanvasWriter) -> Canvas:
+        if writer.path.parent.name == "a":
+            raise PandaError("tiles are missing")
+        return close(writer)
+
+    monkeypatch.setattr(CanvasWriter, "close", fail)
+    with pytest.raises(SomeSlidesFailed, match="1 of"):
+        run("*.tiff", f"engine.post_workers={workers}")
+    out = tmp_path / "out"
+    assert read_column(out / "failures.csv", "message") == ["tiles are missing"]
+    assert read_column(out / "quantification.csv", "slide_id") == ["b", "c"]
+    assert [path.name for path in (out / "a").iterdir() if not path.name.endswith(".lock")] == []
 
 
 def test_infer_failed_grading_keeps_quantification(tmp_path: Path, run: Infer) -> None:
