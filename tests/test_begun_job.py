@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from panda.app.begun_job import Begun, clear_failed_start, find_begun, holds_run
+from panda.app.begun_job import BegunRun, clear_failed_start, find_begun_run, holds_run
 from panda.app.hydra_job import make_new_folder
 from panda.app.training_reuse import Training
 from panda.errors import ConfigError
@@ -60,35 +60,35 @@ def test_clear_failed_start_keeps_files_of_others(leave: Callable[..., Path]) ->
 
 def test_find_begun_begins_resumes_or_reuses(leave: Callable[..., Path]) -> None:
     folder = leave("config.yaml", "checkpoints/best.ckpt")
-    assert find_begun(CFG, folder) == Begun(folder)
+    assert find_begun_run(CFG, folder) == BegunRun(folder)
     leave("checkpoints/last.ckpt")
     last = folder / "checkpoints" / "last.ckpt"
-    assert find_begun(CFG, folder) == Begun(folder, last)
+    assert find_begun_run(CFG, folder) == BegunRun(folder, last)
     training = Training(fingerprint="0" * 64, epochs=1, decided={}, trained_by="0")
     training.write(folder)
-    assert find_begun(CFG, folder) == Begun(folder)
+    assert find_begun_run(CFG, folder) == BegunRun(folder)
     training.model_copy(update={"trained_by": None}).write(folder)
     (folder / "summary.json").write_text(json.dumps(fill_summary({})))
-    assert find_begun(CFG, folder) == Begun(folder, last), "it was killed before its page"
+    assert find_begun_run(CFG, folder) == BegunRun(folder, last), "it was killed before its page"
     leave("report.html")
-    begun = find_begun(CFG, folder)
+    begun = find_begun_run(CFG, folder)
     assert begun.last is None
     assert begun.finished is not None
 
 
 def test_find_begun_of_other_configuration_is_refused(leave: Callable[..., Path]) -> None:
     folder = leave("config.yaml", "checkpoints/last.ckpt")
-    assert find_begun(OmegaConf.merge(CFG, {"name": "b", "debug": True, "run_dir": "y"}), folder).last  # type: ignore[arg-type]
+    assert find_begun_run(OmegaConf.merge(CFG, {"name": "b", "debug": True, "run_dir": "y"}), folder).last  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"run with optim\.lr=0\.1, not 0\.2 and 1 other key; give another name"):
-        find_begun(OmegaConf.merge(CFG, {"optim": {"lr": 0.2}, "seed": 2}), folder)  # type: ignore[arg-type]
+        find_begun_run(OmegaConf.merge(CFG, {"optim": {"lr": 0.2}, "seed": 2}), folder)  # type: ignore[arg-type]
 
 
 def test_find_begun_takes_text_of_written_config_as_text(leave: Callable[..., Path]) -> None:
     folder = leave("checkpoints/last.ckpt")
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(CFG).replace("seed: 1", "seed: 1\nroot: /data/${seed}"))
-    assert find_begun(OmegaConf.merge(CFG, {"root": r"/data/\${seed}"}), folder).last  # type: ignore[arg-type]
+    assert find_begun_run(OmegaConf.merge(CFG, {"root": r"/data/\${seed}"}), folder).last  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"run with root=/data/\$\{seed\}, not /data/1"):
-        find_begun(OmegaConf.merge(CFG, {"root": "/data/1"}), folder)  # type: ignore[arg-type]
+        find_begun_run(OmegaConf.merge(CFG, {"root": "/data/1"}), folder)  # type: ignore[arg-type]
 
 
 def test_make_new_folder_of_same_second_gets_number(tmp_path: Path) -> None:

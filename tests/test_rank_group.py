@@ -92,7 +92,7 @@ def test_killed_rank_explains_error_of_rank_0() -> None:
 
 def test_failed_rank_is_heard_and_named() -> None:
     def fail(group: RankGroup) -> None:
-        group.confess("the loss is nan")
+        group.report_failure("the loss is nan")
         os._exit(int(group._heard.is_set()))
 
     with start_other(fail) as (group, process):

@@ -18,7 +18,7 @@ from panda.errors import ConfigError
 optuna = pytest.importorskip("optuna", reason="the extra cluster is not installed")
 
 from panda.app import search_study  # noqa: E402  (needs optuna)
-from panda.app.search_study import Plan, Search, open_storage  # noqa: E402
+from panda.app.search_study import Plan, SearchStudy, open_storage  # noqa: E402
 
 OWN = tuple(SearchSettings.model_fields)
 STUDIES = ("sqlite:///study.db", "journal:///study.log")
@@ -127,7 +127,7 @@ def test_search_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("address", STUDIES)
 def test_search_trials_are_counted_over_processes(address: str) -> None:
-    one, other = (Search(open_storage(address), PLAN, Path("sweep-study")) for _ in range(2))
+    one, other = (SearchStudy(open_storage(address), PLAN, Path("sweep-study")) for _ in range(2))
     with one.take_trial(2) as first, other.take_trial(2) as second, one.take_trial(2) as third:
         assert first is not None
         assert second is not None
@@ -147,7 +147,7 @@ def test_search_trials_are_counted_over_processes(address: str) -> None:
 def test_search_same_seed_draws_same_values() -> None:
     drawn = []
     for name in ("a", "b"):
-        study = Search(open_storage(f"sqlite:///{name}.db"), PLAN, Path(f"sweep-{name}"))
+        study = SearchStudy(open_storage(f"sqlite:///{name}.db"), PLAN, Path(f"sweep-{name}"))
         for figure in (0.1, 0.2, 0.3):
             with study.take_trial(3) as trial:
                 assert trial is not None
@@ -159,9 +159,9 @@ def test_search_same_seed_draws_same_values() -> None:
 _DIES = """
 import os, signal, sys
 from pathlib import Path
-from tests.test_search import PLAN, Search, open_storage
+from tests.test_search import PLAN, SearchStudy, open_storage
 
-study = Search(open_storage(sys.argv[1]), PLAN, Path("sweep-study"))
+study = SearchStudy(open_storage(sys.argv[1]), PLAN, Path("sweep-study"))
 with study.take_trial(1) as trial:
     study.report(trial, 0, 0.5)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -172,7 +172,7 @@ with study.take_trial(1) as trial:
 def test_search_trial_of_killed_process_is_continued(address: str) -> None:
     ended = [subprocess.run([sys.executable, "-c", _DIES, address], check=False).returncode for _ in range(2)]
     assert ended == [-signal.SIGKILL] * 2
-    study = Search(open_storage(address), PLAN, Path("sweep-study"))
+    study = SearchStudy(open_storage(address), PLAN, Path("sweep-study"))
     with study.take_trial(1) as trial:
         assert trial is not None
         assert trial.number == 0
@@ -182,7 +182,7 @@ def test_search_trial_of_killed_process_is_continued(address: str) -> None:
 
 
 def test_search_trial_whose_processes_die_fails() -> None:
-    study = Search(open_storage("sqlite:///study.db"), PLAN, Path("sweep-study"))
+    study = SearchStudy(open_storage("sqlite:///study.db"), PLAN, Path("sweep-study"))
     for _ in range(3):
         with study.take_trial(1) as trial:
             assert trial is not None
@@ -193,7 +193,7 @@ def test_search_trial_whose_processes_die_fails() -> None:
 
 
 def test_search_trial_that_progresses_is_always_continued() -> None:
-    study = Search(open_storage("sqlite:///study.db"), PLAN, Path("sweep-study"))
+    study = SearchStudy(open_storage("sqlite:///study.db"), PLAN, Path("sweep-study"))
     (checkpoints := Path("sweep-study/0/checkpoints")).mkdir(parents=True)
     for epoch in range(6):
         with study.take_trial(1) as trial:
@@ -213,16 +213,16 @@ def test_search_trial_that_progresses_is_always_continued() -> None:
 def test_search_study_of_another_command_is_refused(changes: dict[str, object], said: str) -> None:
     import dataclasses
 
-    Search(open_storage(STUDIES[0]), PLAN, Path("sweep-study"))
+    SearchStudy(open_storage(STUDIES[0]), PLAN, Path("sweep-study"))
     with pytest.raises(ConfigError, match=said):
-        Search(open_storage(STUDIES[0]), dataclasses.replace(PLAN, **changes), Path("sweep-study"))  # type: ignore[arg-type]
+        SearchStudy(open_storage(STUDIES[0]), dataclasses.replace(PLAN, **changes), Path("sweep-study"))  # type: ignore[arg-type]
 
 
 def test_search_folder_of_another_study_is_refused() -> None:
-    Search(open_storage("sqlite:///a.db"), PLAN, Path("sweep-study"))
+    SearchStudy(open_storage("sqlite:///a.db"), PLAN, Path("sweep-study"))
     for address, folder in (("sqlite:///b.db", "sweep-study"), ("sqlite:///a.db", "elsewhere")):
         with pytest.raises(ConfigError, match="do not belong together"):
-            Search(open_storage(address), PLAN, Path(folder))
+            SearchStudy(open_storage(address), PLAN, Path(folder))
 
 
 @pytest.mark.parametrize("address", ["nonsense", "postgresql://nobody@localhost:1/x", "sqlite:///a file/study.db"])
@@ -261,7 +261,7 @@ def test_open_storage_sqlite_on_network_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 def test_search_report_below_the_median_stops() -> None:
-    study = Search(open_storage("sqlite:///study.db"), PLAN, Path("sweep-study"))
+    study = SearchStudy(open_storage("sqlite:///study.db"), PLAN, Path("sweep-study"))
     stops = []
     for figure in (0.5, 0.6, 0.7, 0.8, 0.9, 0.1):
         with study.take_trial(6) as trial:

@@ -30,7 +30,7 @@ def make_hydra_config() -> Any:
 @pytest.fixture(autouse=True)
 def job_of_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HydraConfig.instance(), "cfg", make_hydra_config())
-    shared_training._to_look_after.clear()
+    shared_training._held_trainings.clear()
 
 
 def configure(sweep: Path, job: str) -> DictConfig:

@@ -17,7 +17,7 @@ from panda.errors import ConfigError, PandaError
 from panda.files import remove
 from panda.report.run_summary import RunSummary, read_summary
 
-_OF_COMMAND = ("name", "run_dir", "resume", "debug", "allow_packages")
+_COMMAND_KEYS = ("name", "run_dir", "resume", "debug", "allow_packages")
 """Keys that may differ between two commands for the same job."""
 
 
@@ -39,7 +39,7 @@ def clear_failed_start(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Begun:
+class BegunRun:
     """What a command finds of its run.
 
     Attributes:
@@ -54,27 +54,27 @@ class Begun:
     finished: RunSummary | None = None
 
 
-def find_begun(cfg: DictConfig, folder: Path) -> Begun:
+def find_begun_run(cfg: DictConfig, folder: Path) -> BegunRun:
     """Find the run that a command began, in `folder` or, for an unnamed run with `resume=auto`, beside it.
 
     Raises:
         ConfigError: If the run has another configuration.
     """
     if cfg.resume not in (None, AUTO):
-        return Begun(folder, Path(cfg.resume))
+        return BegunRun(folder, Path(cfg.resume))
     if is_unnamed(cfg):
         found = _find_newest(cfg, folder.parent) if cfg.resume == AUTO else None
         if found is None:
-            return Begun(folder)
+            return BegunRun(folder)
         folder = found
     if not (folder / "config.yaml").is_file() or not holds_run(folder):
-        return Begun(folder)
+        return BegunRun(folder)
     _check_config(cfg, folder)
     summary, _ = read_summary(folder)
     if summary is not None and is_finished(folder):
-        return Begun(folder, finished=summary)
+        return BegunRun(folder, finished=summary)
     last = folder / "checkpoints" / "last.ckpt"
-    return Begun(folder, last if last.is_file() and not _was_taken_over(folder) else None)
+    return BegunRun(folder, last if last.is_file() and not _was_taken_over(folder) else None)
 
 
 def is_finished(folder: Path) -> bool:
@@ -115,4 +115,4 @@ def _check_config(cfg: DictConfig, folder: Path) -> None:
 
 def _describe(cfg: DictConfig) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    return flatten({key: value for key, value in plain.items() if key not in _OF_COMMAND})
+    return flatten({key: value for key, value in plain.items() if key not in _COMMAND_KEYS})

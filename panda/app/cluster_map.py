@@ -25,7 +25,7 @@ from panda.app.cluster_worker import (
     describe_worker,
     run_on_worker,
 )
-from panda.data.outcome import Outcome
+from panda.data.call_outcome import CallOutcome
 from panda.errors import PandaError
 
 Item = TypeVar("Item")
@@ -61,7 +61,7 @@ class SlideCluster(Generic[Facts]):
         Raises:
             PandaError: If the scheduler is lost, or a worker that came later does not fit.
         """
-        upcoming, running = deque(items), dict[Future[Outcome[Any]], Item]()
+        upcoming, running = deque(items), dict[Future[CallOutcome[Any]], Item]()
         deaths: Counter[Item] = Counter()
         try:
             while True:
@@ -90,13 +90,13 @@ class SlideCluster(Generic[Facts]):
             with contextlib.suppress(OSError, TimeoutError):
                 self._client.cancel(list(running))
 
-    def _submit(self, item: Item) -> Future[Outcome[Any]]:
+    def _submit(self, item: Item) -> Future[CallOutcome[Any]]:
         return self._client.submit(run_on_worker, self._name, item, pure=False, key=f"{self._name}-{uuid.uuid4().hex}")
 
-    def _wait(self, futures: list[Future[Outcome[Any]]]) -> set[Future[Outcome[Any]]]:
+    def _wait(self, futures: list[Future[CallOutcome[Any]]]) -> set[Future[CallOutcome[Any]]]:
         """Return the futures that are done, after a while also none."""
         try:
-            done: set[Future[Outcome[Any]]] = wait(futures, timeout=_WAIT_S, return_when="FIRST_COMPLETED").done
+            done: set[Future[CallOutcome[Any]]] = wait(futures, timeout=_WAIT_S, return_when="FIRST_COMPLETED").done
         except TimeoutError:
             return set()
         return done

@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from distributed import Worker, WorkerPlugin, get_worker
 
 from panda.app.software import list_software
-from panda.data.outcome import Outcome, collect_logs
+from panda.data.call_outcome import CallOutcome, collect_logs
 from panda.errors import PandaError
 
 Item = TypeVar("Item")
@@ -138,12 +138,12 @@ class SlideWorker(WorkerPlugin, Generic[Facts_co]):
             text = str(error) if isinstance(error, PandaError) else f"{type(error).__name__}: {error}"
             self._refusal = f"the worker {address} cannot work on these slides: {text}"
 
-    def run(self, item: Item) -> Outcome[Any]:
+    def run(self, item: Item) -> CallOutcome[Any]:
         """Work on one slide."""
         if self._loaded is None:
             raise WorkerRefusal(self._refusal)
         os.chdir(self._terms.working_folder)  # another command may use this worker too
-        return Outcome.record_call(self._loaded, item, self._records)
+        return CallOutcome.record_call(self._loaded, item, self._records)
 
     def describe(self) -> Description[Facts_co]:
         """Return what the driver must know before the first slide."""
@@ -154,7 +154,7 @@ class WorkerRefusal(PandaError):
     """A worker that does not fit the command."""
 
 
-def run_on_worker(name: str, item: Any) -> Outcome[Any]:
+def run_on_worker(name: str, item: Any) -> CallOutcome[Any]:
     """Work on one slide with the plugin of this worker."""
     return cast(SlideWorker[Any], get_worker().plugins[name]).run(item)
 

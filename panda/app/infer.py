@@ -20,7 +20,7 @@ from panda.app.inference_collection import collect_inference, end_run
 from panda.app.inference_config import CollectionConfig, FeatureInferenceConfig, InferenceConfig
 from panda.app.inference_tables import InferenceTables, find_keys
 from panda.app.slide_mapping import LoadedMapping, MappingFacts, SlideMapping, WrittenSlide
-from panda.app.slide_writing import SlideRecords, SlideWriting
+from panda.app.slide_writing import SlideProgress, SlideWriting
 from panda.data.slide_records import RunRecord
 from panda.inference.slide_loop import SlidePrefetcher
 from panda.inference.slide_result import MapSettings
@@ -120,8 +120,8 @@ def _map_here(mapping: LoadedMapping, config: InferenceConfig, paths: Sequence[P
     """Map slides in this process, open the next one ahead, and let processes write the folders of those before."""
     processes = config.engine.post_process_count if len(paths) > 1 else 0  # one slide has no next one
     with (
-        SlideRecords(tables, len(paths)) as records,
-        SlideWriting(records, processes) as writing,
+        SlideProgress(tables, len(paths)) as progress,
+        SlideWriting(progress, processes) as writing,
         SlidePrefetcher(paths, mapping.mapper.open) as prefetcher,
     ):
         for path in paths:
@@ -129,7 +129,7 @@ def _map_here(mapping: LoadedMapping, config: InferenceConfig, paths: Sequence[P
                 with prefetcher.open(path) as (slide, tissue):
                     writing.add(mapping.map(slide, tissue, writing.show_tiles))
             except Exception as error:
-                records.fail(path.stem, error)
+                progress.fail(path.stem, error)
             writing.record()
         writing.record(everything=True)
 
@@ -139,13 +139,13 @@ def _map_on_cluster(
 ) -> Iterable[str]:
     """Let workers map slides and write their folders; return the notes of their networks."""
     notes: dict[str, None] = {}
-    with SlideRecords(tables, len(paths)) as records:
+    with SlideProgress(tables, len(paths)) as progress:
         for path, written in cluster.map(paths):
             if isinstance(written, WrittenSlide):
-                records.add(written.result, written.ungraded)
+                progress.add(written.result, written.ungraded)
                 notes |= dict.fromkeys(written.notes)
             else:
-                records.fail(path.stem, written)
+                progress.fail(path.stem, written)
     return notes
 
 

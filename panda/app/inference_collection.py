@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from panda.app.entry_point import SomeSlidesFailed, log_to_file
-from panda.app.inference_tables import ONLY_UNGRADED, Collected, InferenceTables
+from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables, TableContents
 from panda.data.shard import Shard
 from panda.data.slide_records import RunRecord
 from panda.errors import PandaError
@@ -60,7 +60,7 @@ def collect_inference(folder: Path) -> None:
     _raise_faults(folder, _write_results(tables, run))
 
 
-def _write_results(tables: InferenceTables, run: RunRecord) -> Collected:
+def _write_results(tables: InferenceTables, run: RunRecord) -> TableContents:
     try:
         summary = _SUMMARY.validate_json(json.dumps(run.summary), strict=True)
     except ValidationError as error:
@@ -82,7 +82,7 @@ def _write_results(tables: InferenceTables, run: RunRecord) -> Collected:
     return collected
 
 
-def _raise_faults(folder: Path, collected: Collected) -> None:
+def _raise_faults(folder: Path, collected: TableContents) -> None:
     failed, missing = collected.failed, collected.missing.count
     faults = [f"{failed} slides failed: see {folder / 'failures.csv'}"] * bool(failed)
     faults += [f"{missing} slides have no result yet ({collected.missing}): map them again"] * bool(missing)

@@ -12,7 +12,7 @@ from pathlib import Path
 from panda.app.inference_config import InferenceConfig
 from panda.data.failures import FAILURE_COLUMNS, Failure
 from panda.data.slide_records import (
-    Names,
+    NamedSlides,
     Outcome,
     RareWriting,
     RunRecord,
@@ -38,7 +38,7 @@ SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Collected:
+class TableContents:
     """What the tables of a folder hold.
 
     Attributes:
@@ -50,8 +50,8 @@ class Collected:
 
     rows: int
     failed: int
-    missing: Names
-    others: Names
+    missing: NamedSlides
+    others: NamedSlides
 
     def describe_others(self) -> str:
         """Return a sentence about the slides that are not in the tables; empty if there are none."""
@@ -182,7 +182,7 @@ class InferenceTables:
         self._read_records()
         return self._records.has_all(run)
 
-    def write(self, run: RunRecord | None = None) -> Collected:
+    def write(self, run: RunRecord | None = None) -> TableContents:
         """Write `quantification.csv` and `failures.csv` from the records.
 
         A slide that failed since it was mapped is left out of `quantification.csv`.
@@ -190,7 +190,7 @@ class InferenceTables:
         Args:
             run: The run whose slides are missing if they are in neither table.
         """
-        others = Names()
+        others = NamedSlides()
         self._read_records()
         if run:
             self._records.expect(run)
@@ -210,7 +210,7 @@ class InferenceTables:
                     others.add(found.slide_id)
             write_rows(self.folder / "failures.csv", failures, (*FAILURE_COLUMNS, "made_with"))
             write_rows(table, rows, ["slide_id"])
-            return Collected(len(rows), len(failures), self._records.list_missing(), others)
+            return TableContents(len(rows), len(failures), self._records.list_missing(), others)
 
     def _find_state(self, slide_id: str) -> str:
         return read_state(self.folder / slide_id, RESULT_FILE, (PAGE,))

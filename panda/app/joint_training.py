@@ -131,7 +131,7 @@ def follow(launch: Launch, cfg: DictConfig, check: Callable[[DictConfig], Any]) 
         except RankError:
             return _leave(group)
         except BaseException as error:
-            group.confess(_describe(error))
+            group.report_failure(_describe(error))
             raise RankError("rank 0 says why") from error
 
 

@@ -159,7 +159,7 @@ class RankGroup:
             forget_signals()  # torchrun ends all ranks after the first one
             raise RankError(self.failure) from error
 
-    def confess(self, error: str) -> None:
+    def report_failure(self, error: str) -> None:
         """Say to rank 0 why this rank ends, and wait until it has heard it."""
         self.send("failed", error=error)
         self._heard.wait(GRACE_SECONDS)

@@ -26,7 +26,7 @@ from panda.settings import Count, Seed, Settings, Text, escape
 if TYPE_CHECKING:
     import optuna
 
-    from panda.app.search_study import Search
+    from panda.app.search_study import SearchStudy
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,9 @@ def search(arguments: Sequence[str]) -> None:
         prune=settings.prune,
         seed=settings.sampler_seed,
     )
-    study = search_study.Search(search_study.open_storage(settings.study), plan, Path(sweep_folder(task, name, "")))
+    study = search_study.SearchStudy(
+        search_study.open_storage(settings.study), plan, Path(sweep_folder(task, name, ""))
+    )
     try:
         while True:
             with study.take_trial(settings.n) as trial:
@@ -130,7 +132,7 @@ def _compose(overrides: Sequence[str], folder: Path) -> DictConfig:
     return cfg
 
 
-def _run_trial(study: Search, trial: optuna.Trial, words: Words) -> None:
+def _run_trial(study: SearchStudy, trial: optuna.Trial, words: Words) -> None:
     """Train a trial, or continue it, and end it in the study."""
     from panda.app.pruning import Pruned, report_epoch  # noqa: PLC0415
     from panda.app.train import train  # noqa: PLC0415
@@ -161,7 +163,7 @@ def _run_trial(study: Search, trial: optuna.Trial, words: Words) -> None:
         study.end(trial, float(figure))
 
 
-def _say_result(study: Search) -> None:
+def _say_result(study: SearchStudy) -> None:
     from panda.report.sweep_page import write_sweep  # noqa: PLC0415
 
     counts = ", ".join(f"{count} {state}" for state, count in study.count_states().items())

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from panda.app.command_line import explain
 from panda.errors import ConfigError
 
-_OF_SEARCH = ("run_dir", "resume")
+_SEARCH_KEYS = ("run_dir", "resume")
 """Keys that a search sets itself."""
 _SYNTAX = "choice(a,b), range(1,10), interval(0.0,0.5), int(interval(1,8)) or log(1e-5,1e-2)"
 
@@ -97,7 +97,7 @@ def parse_words(arguments: Sequence[str], own: Sequence[str]) -> Words:
             faults.append(f"{text}: {name} is given twice; give it once")
         elif name in own:
             words.own[name] = override.value()
-        elif name in _OF_SEARCH or name.startswith(("hydra.", "hydra/")):
+        elif name in _SEARCH_KEYS or name.startswith(("hydra.", "hydra/")):
             faults.append(f"{text}: a search sets this itself; leave it out")
         elif override.is_sweep_override() and name == "task":
             faults.append(f"{text}: figures of two tasks cannot be compared; search for each task")

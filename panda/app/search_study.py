@@ -129,7 +129,7 @@ class Plan:
         return {"task": self.task, "space": space, "overrides": sorted(self.fixed)}
 
 
-class Search:
+class SearchStudy:
     """A study, and the folder of its trials.
 
     Each trial is held by a lock in the folder while a process runs it, so that the trial of a killed process is seen.

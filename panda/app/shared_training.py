@@ -27,13 +27,13 @@ from panda.settings import escape
 
 log = logging.getLogger(__name__)
 
-_to_look_after: set[Path] = set()
+_held_trainings: set[Path] = set()
 """Trainings that this process has held, and whose registered jobs it has not looked for since."""
 
 
 def look_after(training: Path) -> None:
     """Let `run_registered` look for the jobs that registered for a training; `training` is the name of its lock."""
-    _to_look_after.add(training)
+    _held_trainings.add(training)
 
 
 def hold_training(training: Path, folder: Path, held: contextlib.ExitStack, cfg: DictConfig, *, resumed: bool) -> bool:
@@ -55,7 +55,7 @@ def hold_training(training: Path, folder: Path, held: contextlib.ExitStack, cfg:
             return True
         if not last:
             _register(training, folder, cfg, resumed=resumed)
-    _to_look_after.discard(training)
+    _held_trainings.discard(training)
     log.info("%s: job %s trains for this one too, and then evaluates it", folder, read_text(holder) or "another")
     return False
 
@@ -86,8 +86,8 @@ def run_registered(run: Callable[[DictConfig], object], allow_packages: list[str
         allow_packages: Packages that were typed with the command of this process. No file can allow others.
     """
     tried: set[Path] = set()
-    while _to_look_after:
-        training = _to_look_after.pop()
+    while _held_trainings:
+        training = _held_trainings.pop()
         if not (left := sorted(set(_list_registered(_find_registered(training))) - tried)):
             continue
         folder = training.parent / left[0].name
@@ -99,7 +99,7 @@ def run_registered(run: Callable[[DictConfig], object], allow_packages: list[str
                 run(cfg)
         except ConfigError as error:  # its config.yaml was edited
             log.error("%s", error)
-        if training in _to_look_after:
+        if training in _held_trainings:
             tried.add(left[0])
 
 

@@ -16,7 +16,7 @@ STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUS
 """Signals that end a job; Windows has one of them."""
 
 _received: list[str] = []
-_of_launcher: dict[int, Callable[[int, FrameType | None], object]] = {}
+_launcher_handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -35,8 +35,8 @@ def stop_on_signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in STOPPING}
     if _stop not in before.values():
         _received.clear()
-        _of_launcher.clear()
-        _of_launcher.update((number, handler) for number, handler in before.items() if callable(handler))
+        _launcher_handlers.clear()
+        _launcher_handlers.update((number, handler) for number, handler in before.items() if callable(handler))
     handle_signals()
     try:
         yield
@@ -48,14 +48,14 @@ def stop_on_signals() -> Iterator[None]:
 def handle_signals(*, ignore: bool = False) -> None:
     """Set the handlers of this process; a process that another one ends ignores the signals."""
     for number in STOPPING:
-        own = _of_launcher.get(number, _stop) if number == signal.SIGTERM else _stop
+        own = _launcher_handlers.get(number, _stop) if number == signal.SIGTERM else _stop
         signal.signal(number, signal.SIG_IGN if ignore else own)
 
 
 def pass_on_signal() -> None:
     """Give the signal that ended the job to the launcher's handler, if it has one; it may end the process."""
     for name in _received[:1]:
-        if (handler := _of_launcher.get(number := signal.Signals[name])) is not None:
+        if (handler := _launcher_handlers.get(number := signal.Signals[name])) is not None:
             handler(number, None)
 
 

@@ -21,11 +21,11 @@ _STAGE = "inference"
 _REMEDY = "lower engine.post_workers, or give it more memory, and run the slide again"
 
 
-class SlideRecords:
+class SlideProgress:
     """Records each slide that is wholly done, and shows the progress.
 
     Args:
-        tables: Get the results and failures.
+        tables: Gets the results and failures.
         slides: The number of all slides, for the progress bar.
     """
 
@@ -47,7 +47,7 @@ class SlideRecords:
         """Show a text beside the progress."""
         self._bar.set_postfix_str(text)
 
-    def __enter__(self) -> SlideRecords:
+    def __enter__(self) -> SlideProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,12 +58,12 @@ class SlideWriting:
     """Gives mapped slides to processes that write their folders.
 
     Args:
-        records: Get the slides that are done.
+        progress: Gets the slides that are done.
         processes: The number of processes; with 0 the folders are written here, in turn.
     """
 
-    def __init__(self, records: SlideRecords, processes: int) -> None:
-        self._records = records
+    def __init__(self, progress: SlideProgress, processes: int) -> None:
+        self._progress = progress
         self._most = processes + _MOST_QUEUED if processes else 0
         self._pool: WorkerPool[SlideFiles, SlideResult] = WorkerPool(write_slide_folder, processes, _REMEDY)
         self._unfinished: dict[Future[SlideResult], MappedSlide] = {}
@@ -88,14 +88,14 @@ class SlideWriting:
                 try:
                     result = future.result()
                 except Exception as error:
-                    self._records.fail(mapped.files.slide.slide_id, error)
+                    self._progress.fail(mapped.files.slide.slide_id, error)
                 else:
-                    self._records.add(result, mapped.ungraded)
+                    self._progress.add(result, mapped.ungraded)
 
     def show_tiles(self, done: int, total: int) -> None:
         """Show the finished tiles of the present slide, and how many slides before it wait for their files."""
         waiting = len(self._unfinished)
-        self._records.show(f"{done}/{total} tiles" + (f", {waiting} slides wait for files" if waiting else ""))
+        self._progress.show(f"{done}/{total} tiles" + (f", {waiting} slides wait for files" if waiting else ""))
 
     def __enter__(self) -> SlideWriting:
         return self

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
-from panda.app.begun_job import Begun, clear_failed_start, find_begun
+from panda.app.begun_job import BegunRun, clear_failed_start, find_begun_run
 from panda.app.build import Faults
 from panda.app.callbacks import (
     Clock,
@@ -88,14 +88,14 @@ def _begin(cfg: DictConfig, group: RankGroup | None) -> float:
     started = time.monotonic()
     cfg, config = _check_all(cfg, group)
     folder = Path(config.run_dir)
-    begun = find_begun(cfg, folder)
+    begun = find_begun_run(cfg, folder)
     with ExitStack() as held:
         if is_multirun():
             training = folder.parent / f"training-{fingerprint(select_decisive(config))[:16]}"
             if begun.finished:
                 look_after(training)
             elif hold_training(training, folder, held, cfg, resumed=begun.last is not None):
-                begun = find_begun(cfg, folder)  # another process may have ended it before
+                begun = find_begun_run(cfg, folder)  # another process may have ended it before
             else:
                 return math.nan
         if begun.finished:
@@ -106,7 +106,7 @@ def _begin(cfg: DictConfig, group: RankGroup | None) -> float:
 
 
 def _train(
-    cfg: DictConfig, config: TrainConfig, begun: Begun, held: ExitStack, *, group: RankGroup | None, started: float
+    cfg: DictConfig, config: TrainConfig, begun: BegunRun, held: ExitStack, *, group: RankGroup | None, started: float
 ) -> float:
     """Begin or resume a run. `held` holds its training against other jobs of a sweep."""
     experiment: Experiment

@@ -88,8 +88,8 @@ class RunRecord(Plain, frozen=True):
 
 
 @dataclass
-class Names:
-    """Slides that are counted, and the first of them by name."""
+class NamedSlides:
+    """A number of slides, and the names of the first of them."""
 
     count: int = 0
     named: list[str] = field(default_factory=list)
@@ -241,11 +241,11 @@ class SlideRecords:
         """Count a slide as one that is not missing."""
         self._index.execute("DELETE FROM missing WHERE slide_id = ?", (slide_id,))
 
-    def list_missing(self) -> Names:
+    def list_missing(self) -> NamedSlides:
         """Return the slides of the run that are missing."""
         ((count,),) = self._index.execute("SELECT count(*) FROM missing")
         query = f"SELECT slide_id FROM missing ORDER BY slide_id LIMIT {_NAMED}"
-        return Names(count, [slide_id for (slide_id,) in self._index.execute(query)])
+        return NamedSlides(count, [slide_id for (slide_id,) in self._index.execute(query)])
 
     def has_all(self, run: RunRecord) -> bool:
         """Return whether each slide of a run has an outcome, without a look at its files."""

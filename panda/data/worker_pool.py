@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 
 import cv2
 
-from panda.data.outcome import Outcome, collect_logs
+from panda.data.call_outcome import CallOutcome, collect_logs
 from panda.data.worker_process import end_with_parent
 from panda.errors import PandaError
 
@@ -124,7 +124,7 @@ class _Worker(Generic[Item, Result]):
         try:
             with self._lock:
                 connection.send(item)
-            outcome: Outcome[Result] = connection.recv()
+            outcome: CallOutcome[Result] = connection.recv()
         except (EOFError, OSError) as broken:
             raise PandaError(f"{_describe_death(process)}; {self._remedy}") from broken
         return outcome.unpack()
@@ -231,4 +231,4 @@ def _serve(work: Callable[[Any], Any], connection: Connection, level: int) -> No
 
     threading.Thread(target=receive, daemon=True).start()
     while (item := items.get()) is not None:
-        connection.send(Outcome.record_call(work, item, records))
+        connection.send(CallOutcome.record_call(work, item, records))

@@ -15,7 +15,7 @@ from tests.integration.test_entry_points import TINY
 
 optuna = pytest.importorskip("optuna", reason="the extra cluster is not installed")
 
-from panda.app.search_study import Search  # noqa: E402  (needs optuna)
+from panda.app.search_study import SearchStudy  # noqa: E402  (needs optuna)
 
 pytestmark = pytest.mark.slow
 
@@ -66,15 +66,15 @@ def test_search_interrupted_and_pruned_trials(
 ) -> None:
     monkeypatch.chdir(home)
     words, folder = _words("one", "trainer.max_epochs=2"), Path("runs/segmentation/sweep-one")
-    report = Search.report
+    report = SearchStudy.report
 
-    def interrupt(study: Search, trial: Any, epoch: int, value: float) -> bool:
+    def interrupt(study: SearchStudy, trial: Any, epoch: int, value: float) -> bool:
         if epoch == 1:
             raise KeyboardInterrupt
         return report(study, trial, epoch, value)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Search, "report", interrupt)
+        patched.setattr(SearchStudy, "report", interrupt)
         assert _run(*words, "n=1") == 130
     assert "interrupted; the same command continues the search" in capsys.readouterr().err
     assert not (folder / "0" / "summary.json").exists()

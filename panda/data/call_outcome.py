@@ -18,7 +18,7 @@ log = logging.getLogger("panda")
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[Result]):
+class CallOutcome(Generic[Result]):
     """Result or error of a call, which can be pickled, with the log messages until its end."""
 
     result: Result | None
@@ -29,7 +29,7 @@ class Outcome(Generic[Result]):
     @classmethod
     def record_call(
         cls, work: Callable[[Item], Result], item: Item, collected: list[logging.LogRecord]
-    ) -> Outcome[Result]:
+    ) -> CallOutcome[Result]:
         """Call a function. `collected` is the list of `collect_logs`; it is emptied."""
         result, error, trace = None, None, ""
         try:
