@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ from tests.checkpoints import segmentation_checkpoint
 from tests.integration.entry_points import REPOSITORY, run_entry_point, table
 from tests.integration.test_entry_points import TINY
 from tests.panda_folder import make_folder
-from tests.slurm import Slurm
+from tests.slurm import Slurm, find_processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
@@ -102,6 +104,30 @@ def test_indexed_pods_give_bytes_of_one_process(workplace: Path, monkeypatch: py
         done = run_entry_point("infer", workplace, *given, *MAPPING.split())
         assert done.returncode == 0, done.stderr[-3000:]
     assert hash_files(workplace / "pods") == hash_files(workplace / "alone")
+
+
+def test_killed_worker_changes_no_byte(slurm: Slurm, workplace: Path) -> None:
+    mapping = MAPPING.replace("engine.post_workers=0 ", "")  # the workers write the files
+    changes = {"cluster.workers=8": "cluster.workers=2", "infer.py": f"infer.py {mapping}", "=out": "=workers"}
+    script = write_script(workplace, "workers.sh", **changes)
+    with subprocess.Popen(["bash", script], cwd=workplace, env=slurm.environment) as command:
+        try:
+            wait_for(lambda: any((workplace / "workers").glob("*/canvas.zarr")) or command.poll() is not None, slurm)
+            os.kill(find_worker(slurm), signal.SIGKILL)
+            assert command.wait(150) == 0, slurm.read_logs()
+        finally:
+            command.kill()
+    assert slurm.run("squeue", "--noheader") == ""
+    assert hash_files(workplace / "workers") == hash_files(workplace / "alone")
+
+
+def find_worker(slurm: Slurm) -> int:
+    """Return a process of a job that works on slides; it is a child of the one that the job started."""
+    for process in find_processes(slurm.environment["SLURM_CONF"]):
+        command = Path(f"/proc/{process}/cmdline").read_bytes()
+        if b"multiprocessing.spawn" in command and b"spawn_main" in command:
+            return process
+    raise AssertionError("no worker runs")
 
 
 def test_training_on_two_nodes_goes_on_after_signal(slurm: Slurm, workplace: Path) -> None:
