@@ -8,6 +8,9 @@ import errno
 import re
 from collections.abc import Collection, Iterator, Sequence
 
+INSTALL_CLUSTER = "pip install 'panda-wsi[cluster]'"
+"""Remedy if a package for sweeps, workers, searches or long tables is absent."""
+
 
 class PandaError(Exception):
     """Base of all errors that the input causes, not the program."""

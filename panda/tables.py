@@ -22,7 +22,7 @@ from pathlib import Path
 from types import NoneType, SimpleNamespace
 from typing import Any
 
-from panda.errors import ConfigError, ManifestError
+from panda.errors import INSTALL_CLUSTER, ConfigError, ManifestError
 from panda.files import write_beside
 
 _DELIMITERS = ",;\t"
@@ -125,7 +125,7 @@ def require_parquet(rows: int) -> None:
     if rows > MOST_CSV_ROWS and find_spec("pyarrow") is None:
         raise ConfigError(
             f"a table of more than {MOST_CSV_ROWS:,} slides is written as Parquet, for which pyarrow is not installed: "
-            "pip install 'panda-wsi[cluster]'"
+            f"{INSTALL_CLUSTER}"
         )
 
 

@@ -98,6 +98,7 @@ def test_features_files_hold_what_the_encoder_gives(home: Path, extract: Extract
     ]
     page = (home / "out" / "report.html").read_text()
     assert "features.csv" in page
+    assert "tissue rules version" in page
     assert "its features know nothing of tissue" in page
 
 

@@ -17,10 +17,10 @@ from panda.app.joint_training import check_shared, collect_faults
 from panda.app.rank_group import RankGroup
 from panda.app.rank_meeting import gather, join
 from panda.app.ranks import Launch, RankError
-from panda.app.training_reuse import list_software_versions
+from panda.app.software import list_software
 from panda.errors import ConfigError, PandaError
 
-SOFTWARE = list_software_versions()
+SOFTWARE = list_software()
 
 
 def make_launch(rank: int, port: int) -> Launch:
@@ -144,8 +144,8 @@ def test_faults_of_other_rank_are_named_once() -> None:
         (found,) = collect_faults(group, ["b", "c"])
         assert found.startswith("rank 1 of 2 on ")
         assert found.endswith(": a")
-        group.links[0].hello["software"] = {**SOFTWARE, "code": "other"}
-        assert "has panda other and rank 0 has" in collect_faults(group, ["a", "b"])[0]
+        group.links[0].hello["software"] = {**SOFTWARE, "torch": "1.0"}
+        assert f"runs torch 1.0, and rank 0 torch {SOFTWARE['torch']}: " in collect_faults(group, ["a", "b"])[0]
 
 
 def test_folder_that_other_rank_does_not_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,13 @@ def test_torture_killed_jobs_complete_to_same_files(tmp_path: Path) -> None:
     assert sum(tried.values()) >= 4
 
 
+def test_digests_skip_records_with_random_names(tmp_path: Path) -> None:
+    for name in ("a.txt", ".records/0f.jsonl", ".records/slides-1.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert list(digest_folder(tmp_path)) == ["a.txt"]
+
+
 def test_kills_kinds_share_time_until_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_once(trial: kills._Trial) -> None:
         ran.append(trial.job.name)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from panda.errors import PandaError
+from panda.errors import INSTALL_CLUSTER, PandaError
 from panda.settings import Count, Names, Settings, Text, count_cores, rule
 
 if TYPE_CHECKING:  # an optional package, which is slow to import
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 LOGS = ".workers"
 """Folder of an output for the logs of the jobs of its workers."""
-_INSTALL = "pip install 'panda-wsi[cluster]'"
 _CONNECT_S = 10
 _POLL_S = 10.0
 """Seconds between two looks at the workers: whether one is lost."""
@@ -81,7 +80,7 @@ class ClusterSettings(Settings):
     @rule
     def _check_packages(self) -> Iterator[str]:
         if absent := [name for name in self.packages if importlib.util.find_spec(name) is None]:
-            yield f"cluster needs the package {', '.join(absent)}, which is not installed: {_INSTALL}"
+            yield f"cluster needs the package {', '.join(absent)}, which is not installed: {INSTALL_CLUSTER}"
 
 
 class NoCluster(ClusterSettings):

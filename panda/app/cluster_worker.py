@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from distributed import Worker, WorkerPlugin, get_worker
 
-from panda.app.software import list_software
+from panda.app.software import describe_difference, list_software
 from panda.data.call_outcome import CallOutcome, collect_logs
 from panda.errors import PandaError
 
@@ -69,11 +69,10 @@ class Terms:
         Raises:
             PandaError: If this process does not fit.
         """
-        own = list_software()
-        if other := [f"{name} {own.get(name)}" for name, given in self.software.items() if own.get(name) != given]:
-            wanted = ", ".join(f"{name} {given}" for name, given in self.software.items() if own.get(name) != given)
+        other, wanted = describe_difference(list_software(), self.software)
+        if other:
             raise PandaError(
-                f"it runs {', '.join(other)}, and this command {wanted}: install the same version there, and start the "
+                f"it runs {other}, and this command {wanted}: install the same version there, and start the "
                 "worker again"
             )
         folder, answer = self.working_folder / self.token.parent, Path(f"{self.token}.{uuid.uuid4().hex}")

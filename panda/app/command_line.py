@@ -14,9 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from panda.app.hydra_job import AUTO
-from panda.app.launcher import CLUSTER
 from panda.app.resume import RESUMABLE
-from panda.errors import suggest
+from panda.errors import INSTALL_CLUSTER, suggest
 from panda.files import CONF
 from panda.settings import quote
 
@@ -60,7 +59,7 @@ def _explain_missing(error: MissingConfigException, arguments: Sequence[str]) ->
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
     given = _find_argument(group, arguments)
     if choice.startswith("submitit_"):
-        return f"{given}: submitit and its plugin for Hydra are not installed: {CLUSTER}", given
+        return f"{given}: submitit and its plugin for Hydra are not installed: {INSTALL_CLUSTER}", given
     return (
         (f"{group}={choice}: there is no such choice{suggest(choice, error.options)}", given) if error.options else None
     )

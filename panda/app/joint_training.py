@@ -34,8 +34,8 @@ from panda.app.rank_meeting import JOIN_SECONDS, gather, join
 from panda.app.ranks import Launch, RankError, is_joint, read_ranks
 from panda.app.resume import load_resumed_config
 from panda.app.signals import STOPPING
+from panda.app.software import describe_difference, list_software
 from panda.app.trainer import TrainerSettings
-from panda.app.training_reuse import list_software_versions
 from panda.errors import ConfigError, PandaError, find_exhaustion
 from panda.files import partial_path, remove, sync
 
@@ -119,7 +119,7 @@ def follow(launch: Launch, cfg: DictConfig, check: Callable[[DictConfig], Any]) 
         faults = error.faults
     try:
         # Without its run, this rank only says so, if rank 0 sees it.
-        group = join(launch, JOIN_SECONDS if wanted else 60, faults=faults, software=list_software_versions())
+        group = join(launch, JOIN_SECONDS if wanted else 60, faults=faults, software=list_software())
     except PandaError as error:
         if launch.rank == 1 and wanted:
             raise
@@ -137,15 +137,12 @@ def follow(launch: Launch, cfg: DictConfig, check: Callable[[DictConfig], Any]) 
 
 def collect_faults(group: RankGroup, own: Sequence[str]) -> list[str]:
     """Return the faults that other ranks found, without those that rank 0 found too."""
-    found, ours = [], list_software_versions()
+    found, own_software = [], list_software()
     for link in group.links:
-        if (theirs := link.hello["software"]) != ours:
-            pairs = {**theirs["versions"], "panda": theirs["code"]}, {**ours["versions"], "panda": ours["code"]}
-            name = next(name for name in pairs[1] if pairs[0].get(name) != pairs[1][name])
-            found.append(
-                f"{group.name(link)} has {name} {pairs[0].get(name)} and rank 0 has {pairs[1][name]}: start all ranks "
-                "in the same environment"
-            )
+        theirs, ours = describe_difference(link.hello["software"], own_software)
+        if theirs:
+            name = group.name(link)
+            found.append(f"{name} runs {theirs}, and rank 0 {ours}: start all ranks in the same environment")
         found += [f"{group.name(link)}: {fault}" for fault in link.hello["faults"] if fault not in own]
     return found
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from panda.settings import format_override
 
-CLUSTER = "pip install 'panda-wsi[cluster]'"
-"""How to install the packages that a cluster needs."""
 SUBMITIT = ".submitit"
 """Folder of a sweep with the files of submitit."""
 

@@ -19,7 +19,7 @@ from panda.app.entry_point import Interrupted, enter, guard, refuse, set_up_logg
 from panda.app.hydra_job import AUTO, sweep_folder
 from panda.app.resume import SESSION_KEYS
 from panda.app.search_space import Words, parse_words
-from panda.errors import ConfigError, PandaError
+from panda.errors import INSTALL_CLUSTER, ConfigError, PandaError
 from panda.files import CONF, write_whole
 from panda.settings import Count, Seed, Settings, Text, escape
 
@@ -69,7 +69,7 @@ def search(arguments: Sequence[str]) -> None:
     try:
         from panda.app import search_study  # noqa: PLC0415
     except ImportError as error:
-        raise ConfigError(f"a search needs optuna ({error}): pip install 'panda-wsi[cluster]'") from error
+        raise ConfigError(f"a search needs optuna ({error}): {INSTALL_CLUSTER}") from error
     name = settings.name or "search"
     task, maximize = _check_probes(words, name)
     plan = search_study.Plan(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import panda
 
 _LIBRARIES = (
-    *("torch", "torchvision", "segmentation-models-pytorch", "timm", "numpy", "scipy", "opencv-python-headless"),
+    *("torch", "torchvision", "pytorch-lightning", "segmentation-models-pytorch", "timm", "numpy", "scipy"),
+    "opencv-python-headless",
     *("zarr", "tifffile", "imagecodecs", "openslide-python", "openslide-bin", "pillow", "shapely", "distributed"),
 )
 """Libraries whose version can change a byte of an output."""
@@ -35,3 +37,10 @@ def list_software() -> dict[str, str]:
         except PackageNotFoundError:  # installed in another way, as by conda under another name
             found[name] = "unknown"
     return found
+
+
+def describe_difference(own: Mapping[str, str], wanted: Mapping[str, str]) -> tuple[str, str]:
+    """Return the software of a process that is not the wanted one, and the wanted one; both are empty if it fits."""
+    other = [name for name, given in wanted.items() if own.get(name) != given]
+    texts = [", ".join(f"{name} {found.get(name)}" for name in other) for found in (own, wanted)]
+    return texts[0], texts[1]

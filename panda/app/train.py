@@ -44,9 +44,10 @@ from panda.app.segmentation import SegmentationExperiment
 from panda.app.segmentation_config import SegmentationConfig
 from panda.app.shared_training import hold_training, look_after
 from panda.app.signals import is_interruption
+from panda.app.software import list_software
 from panda.app.tracking import end_wandb, read_metrics, replay_metrics, set_wandb_aside
 from panda.app.train_config import TrainConfig
-from panda.app.training_reuse import list_software_versions, select_decisive
+from panda.app.training_reuse import select_decisive
 from panda.data.failures import write_failures
 from panda.errors import ConfigError, LockedError
 from panda.files import fingerprint, hold_lock, remove_leftovers, write_json, write_whole
@@ -307,7 +308,7 @@ def _resume_loggers(cfg: TrainConfig, folder: Path, clock: Clock, point: ResumeP
         task=cfg.task.name,
         # A resumed job still belongs to its sweep.
         group=folder.parent.name if is_multirun() or folder.parent.name.startswith("sweep-") else None,
-        config={**cfg.model_dump(mode="json"), **list_software_versions()},
+        config={**cfg.model_dump(mode="json"), "software": list_software()},
     )
     replay_metrics(kept, loggers)
     if point:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import platform
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -108,15 +107,6 @@ def fingerprint_training(
             "code": digest_code(),
         }
     )
-
-
-def list_software_versions() -> dict[str, Any]:
-    """Return the versions of the software that a run uses, for a comparison of runs."""
-    names = ("panda-wsi", "torch", "pytorch-lightning", "segmentation-models-pytorch", "timm", "numpy")
-    return {
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in names},
-        "code": digest_code()[:16],
-    }
 
 
 def record_training(folder: Path, training: str, epochs: int, metadata: CheckpointMetadata) -> Training:

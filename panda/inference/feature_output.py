@@ -92,7 +92,12 @@ class FeatureSettings(Plain, frozen=True):
     def list_values(self) -> dict[str, Any]:
         """Return the settings as one level of keys and values."""
         origin = self.origin.model_dump(mode="json", exclude_none=True, exclude={"format"})
-        return {"format": self.format} | origin | self.plan.model_dump(mode="json") | self.rules
+        return (
+            {"format": self.format}
+            | origin
+            | self.plan.model_dump(mode="json")
+            | {f"{name}_rules_version": number for name, number in self.rules.items()}
+        )
 
     def describe_difference(self, now: FeatureSettings) -> str:
         """Return what other settings have instead, as a list of `key=before (now=…)`; empty if they are the same.

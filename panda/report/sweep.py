@@ -17,7 +17,7 @@ from panda.report.sweep_page import write_sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write table and page, print the states of the jobs; return 0 only if all jobs are done and lost no slides."""
+    """Write table and page, print the states of the jobs; return 0 if all are done or pruned and lost no slides."""
     parser = argparse.ArgumentParser(
         prog="python -m panda.report.sweep", description="Write sweep.csv and sweep.html from the folder of a sweep."
     )

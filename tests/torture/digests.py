@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-HIDDEN = (".lock", ".partial", ".old", ".sums")
-"""Parts of the names of files in the making and of locks."""
+HIDDEN = (".lock", ".partial", ".old", ".sums", ".records")
+"""Parts of the names of files in the making, of locks, and of records, whose names are random."""
 DATED = {"date", "created", "seconds", "started", "finished", "mtime_ns", "versions"}
 """Keys whose values depend on the clock or the machine."""
 LOGS = {".log", ".html"}
