@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from panda.app import cluster as cluster_settings
@@ -41,6 +42,16 @@ def test_slide_cluster_killer_fails_and_neighbours_are_done(
     assert len({pid for item, pid in lines if item == "!"}) == MOST_DEATHS
     assert not any(Path(f"/proc/{pid}").exists() for _, pid in lines), "a worker is left"
     assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".panda")]
+
+
+def test_local_cluster_listens_on_loopback_alone(tmp_path: Path) -> None:
+    with LocalCluster(workers=1).connect(tmp_path) as client:
+        client.wait_for_workers(1)
+        process = psutil.Process()
+        found = [one for each in (process, *process.children(recursive=True)) for one in each.net_connections("inet")]
+        listening = [one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN]
+    assert len(listening) > 2, "scheduler, nanny and worker"
+    assert set(listening) == {"127.0.0.1"}
 
 
 def _list_workers(log: Path) -> list[int]:

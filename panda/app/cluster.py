@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 LOGS = ".workers"
 """Folder of an output for the logs of the jobs of its workers."""
 _CONNECT_S = 10
+_LOOPBACK = "127.0.0.1"
+"""Where the processes of this machine listen: they run the code that they receive, so no other machine reaches them."""
 _POLL_S = 10.0
 """Seconds between two looks at the workers: whether one is lost."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -114,8 +116,9 @@ class LocalCluster(ClusterSettings):
         spec = {}
         for number in range(self.worker_count):
             own = variables | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
-            spec[number] = {"cls": Nanny, "options": {"nthreads": 1, "memory_limit": 0, "env": own}}
-        options = {"host": "127.0.0.1", "dashboard_address": ":0"}
+            options = {"host": _LOOPBACK, "nthreads": 1, "memory_limit": 0, "env": own}
+            spec[number] = {"cls": Nanny, "options": options}
+        options = {"host": _LOOPBACK, "dashboard_address": f"{_LOOPBACK}:0"}
         with (
             SpecCluster(workers=spec, scheduler={"cls": Scheduler, "options": options}) as cluster,
             _renew_workers(cluster, self.worker_count),
