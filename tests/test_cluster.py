@@ -15,9 +15,10 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+from omegaconf import OmegaConf
 
 from panda.app import cluster as cluster_settings
-from panda.app.cluster import LocalCluster, SchedulerAddress
+from panda.app.cluster import LocalCluster, SchedulerAddress, SlurmCluster
 from panda.app.cluster_map import MOST_DEATHS, SlideCluster, open_cluster
 from panda.errors import PandaError
 from tests.letters import Letters
@@ -143,3 +144,10 @@ def test_slide_cluster_worker_with_two_threads_is_refused(tmp_path: Path) -> Non
         open_cluster(SchedulerAddress(address=address), Letters(tmp_path / "log"), tmp_path),
     ):
         pass
+
+
+def test_cluster_keys_are_not_in_names_of_job_folders() -> None:
+    folders = OmegaConf.load(_REPOSITORY / "conf" / "hydra_folders" / "infer.yaml")
+    excluded = OmegaConf.select(folders, "hydra.job.config.override_dirname.exclude_keys")
+    kinds = (LocalCluster, SlurmCluster, SchedulerAddress)
+    assert {"cluster", *(f"cluster.{key}" for kind in kinds for key in kind.model_fields)} <= set(excluded)

@@ -193,6 +193,28 @@ def test_infer_collect_refuses_other_keys_and_folders(tmp_path: Path, run: Infer
         run("a.tiff", f"collect={tmp_path}", "checkpoint=null", "slides=null")
 
 
+def test_infer_collect_counts_failures_of_its_run_only(tmp_path: Path, slides: Path, run: Infer) -> None:
+    out = tmp_path / "out"
+    (slides / "d.tiff").write_bytes(b"II*\0")
+    with pytest.raises(SomeSlidesFailed):
+        run("*.tiff", "shard=1/1")
+    (slides / "d.tiff").unlink()
+    run("*.tiff", "shard=1/1")
+    run("*.tiff", f"collect={out}", "checkpoint=null", "slides=null")
+    assert read_column(out / "failures.csv", "slide_id") == ["d"]
+
+
+def test_infer_copied_folder_of_a_slide_is_no_row(
+    tmp_path: Path, run: Infer, list_warnings: Callable[[], list[str]]
+) -> None:
+    out = tmp_path / "out"
+    run("a.tiff")
+    shutil.copytree(out / "a", out / "a_backup")
+    run("a.tiff")
+    assert read_column(out / "quantification.csv", "slide_id") == ["a"]
+    assert any("a_backup: it has the results of slide a" in text for text in list_warnings())
+
+
 def test_infer_other_override_or_reader_is_other_provenance(tmp_path: Path, slides: Path, run: Infer) -> None:
     out, image = tmp_path / "out", np.full((512, 640, 3), 244, np.uint8)
     image[100:400, 100:500] = (215, 120, 180)

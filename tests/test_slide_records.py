@@ -12,6 +12,7 @@ import pytest
 
 from panda.data.failures import Failure
 from panda.data.slide_records import Outcome, RowValue, SlideRecords, read_state
+from panda.errors import PandaError
 from panda.files import write_whole
 
 RESULT = "result.json"
@@ -156,3 +157,16 @@ def test_records_slide_id_leads_nowhere_else(tmp_path: Path, slide_id: str) -> N
 def test_records_name_that_is_no_text_is_kept_as_escapes(tmp_path: Path) -> None:
     records = open_records(tmp_path)
     assert [one.slide_id for one in records.iterate([os.fsdecode(b"\xff")])] == ["\\udcff"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b'"a"\n{}\n', b'"a"\n"b', b"\xff"])
+def test_records_damaged_list_is_refused_and_replaced(tmp_path: Path, content: bytes | None) -> None:
+    records = open_records(tmp_path)
+    run = records.write_run("ab", "x", {"date": "2026-01-01T00:00:00+00:00"})
+    path = records.folder / run.slides
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(PandaError, match=r"slides-\w+\.txt: the list of slides is absent or damaged; map the slides"):
+        records.expect(run)
+    assert records.write_run("ba", "x", run.summary).slides == run.slides
+    records.expect(run)
+    assert records.list_missing().named == ["a", "b"]

@@ -43,7 +43,7 @@ class TableContents:
 
     Attributes:
         rows: Number of slides in `quantification.csv`.
-        failed: Number of slides in `failures.csv`.
+        failed: Number of slides of the run in `failures.csv`, which also holds failures of other runs.
         missing: Slides of the run that are in neither.
         others: Slides whose results have another provenance or cannot be read.
     """
@@ -123,6 +123,8 @@ class InferenceTables:
         self._keys: Mapping[str, str] = {}
         self._records = SlideRecords(folder, self._find_state)
         self._writing = RareWriting(never=is_shard)
+        if not self._records.folder.exists():  # of an older version, which has only the table
+            self._take_over_failures()
 
     def find_finished(self, keys: Mapping[str, str]) -> set[str]:
         """Return the slides that are finished, before any of them is opened.
@@ -131,7 +133,7 @@ class InferenceTables:
             keys: What `find_keys` returns.
         """
         self._keys = keys
-        self._read_records()
+        self._records.read()
         return self._records.find_finished(keys, self.made_with)
 
     def add(self, result: SlideResult, ungraded: Failure | None = None) -> None:
@@ -179,7 +181,7 @@ class InferenceTables:
 
     def has_all(self, run: RunRecord) -> bool:
         """Return whether each slide of a run has a result or a failure."""
-        self._read_records()
+        self._records.read()
         return self._records.has_all(run)
 
     def write(self, run: RunRecord | None = None) -> TableContents:
@@ -190,8 +192,8 @@ class InferenceTables:
         Args:
             run: The run whose slides are missing if they are in neither table.
         """
-        others = NamedSlides()
-        self._read_records()
+        others, failed_of_run = NamedSlides(), 0
+        self._records.read()
         if run:
             self._records.expect(run)
         table = self.folder / "quantification.csv"
@@ -201,7 +203,7 @@ class InferenceTables:
                 failed = next((one.failure for one in own if one.failure), None)
                 row = next((one.row for one in own if one.row is not None), None)
                 if failed is not None:
-                    self._records.settle(found.slide_id)
+                    failed_of_run += self._records.settle(found.slide_id)
                     failures.add(asdict(failed) | {"made_with": self.made_with[:12]})
                 if row is not None and (failed is None or failed.stage == ONLY_UNGRADED):
                     self._records.settle(found.slide_id)
@@ -210,7 +212,7 @@ class InferenceTables:
                     others.add(found.slide_id)
             write_rows(self.folder / "failures.csv", failures, (*FAILURE_COLUMNS, "made_with"))
             write_rows(table, rows, ["slide_id"])
-            return TableContents(len(rows), len(failures), self._records.list_missing(), others)
+            return TableContents(len(rows), failed_of_run, self._records.list_missing(), others)
 
     def _find_state(self, slide_id: str) -> str:
         return read_state(self.folder / slide_id, RESULT_FILE, (PAGE,))
@@ -229,19 +231,21 @@ class InferenceTables:
         except (OSError, PandaError) as error:
             log.warning("%s", error)
             return found.outcomes
+        if result.slide_id != found.slide_id:
+            folder = self.folder / found.slide_id
+            log.warning("%s: it has the results of slide %s: rename or remove this folder", folder, result.slide_id)
+            return found.outcomes
         outcome = self._describe(result, found.state)
-        if outcome.slide_id == found.slide_id and self._records.find_state(found.slide_id) == found.state:
+        if self._records.find_state(found.slide_id) == found.state:
             self._records.append(outcome)
         return (*found.outcomes, outcome)
 
-    def _read_records(self) -> None:
-        """Read the records; a folder without any may hold the failures of an older version."""
-        if not self._records.folder.exists():
-            for line in read_output_table(self.folder / "failures.csv"):
-                if line.get("made_with") == self.made_with[:12] and line.keys() == {*FAILURE_COLUMNS, "made_with"}:
-                    failure = Failure(**{key: line[key] for key in FAILURE_COLUMNS})
-                    state = self._records.find_state(failure.slide_id)
-                    self._records.append(
-                        Outcome(slide_id=failure.slide_id, made_with=self.made_with, state=state, failure=failure)
-                    )
-        self._records.read()
+    def _take_over_failures(self) -> None:
+        """Record the failures in the table of an older version."""
+        for line in read_output_table(self.folder / "failures.csv"):
+            if line.get("made_with") == self.made_with[:12] and line.keys() == {*FAILURE_COLUMNS, "made_with"}:
+                failure = Failure(**{key: line[key] for key in FAILURE_COLUMNS})
+                state = self._records.find_state(failure.slide_id)
+                self._records.append(
+                    Outcome(slide_id=failure.slide_id, made_with=self.made_with, state=state, failure=failure)
+                )

@@ -214,8 +214,8 @@ class SlideRecords:
             summary: The settings with their date, and notes.
         """
         text = "".join(f"{json.dumps(make_text(slide_id))}\n" for slide_id in sorted(slide_ids))
-        name = f"slides-{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
-        if not (self.folder / name).is_file():
+        name = _name_list(hashlib.sha256(text.encode()).hexdigest())
+        if not _is_whole(self.folder / name):
             write_whole(self.folder / name, text)
         run = RunRecord(date=str(summary["date"]), made_with=made_with, slides=name, summary=dict(summary))
         write_json(self._own.with_suffix(".json"), run.model_dump(mode="json"))
@@ -232,14 +232,23 @@ class SlideRecords:
         return max(found, key=lambda run: run.date, default=None)
 
     def expect(self, run: RunRecord) -> None:
-        """Count all slides of a run as missing until `settle`."""
+        """Count all slides of a run as missing until `settle`.
+
+        Raises:
+            PandaError: If the list of its slides is absent or damaged.
+        """
+        if not _is_whole(self.folder / run.slides):
+            raise PandaError(
+                f"{self.folder / run.slides}: the list of slides is absent or damaged; map the slides again, the "
+                "finished ones are not opened"
+            )
         with (self.folder / run.slides).open(encoding="utf-8") as file, self._index:
             self._index.execute("DELETE FROM missing")
             self._index.executemany("INSERT OR IGNORE INTO missing VALUES (?)", ((json.loads(line),) for line in file))
 
-    def settle(self, slide_id: str) -> None:
-        """Count a slide as one that is not missing."""
-        self._index.execute("DELETE FROM missing WHERE slide_id = ?", (slide_id,))
+    def settle(self, slide_id: str) -> bool:
+        """Count a slide as one that is not missing; return whether it was missing."""
+        return self._index.execute("DELETE FROM missing WHERE slide_id = ?", (slide_id,)).rowcount > 0
 
     def list_missing(self) -> NamedSlides:
         """Return the slides of the run that are missing."""
@@ -330,3 +339,17 @@ class SlideRecords:
     def _list_outcomes(self, slide_id: str, state: str) -> tuple[Outcome, ...]:
         query = "SELECT content FROM line WHERE slide_id = ? AND state = ?"
         return tuple(_OUTCOME.validate_json(line) for (line,) in self._index.execute(query, (slide_id, state)))
+
+
+def _name_list(digest: str) -> str:
+    """Return the name of a list of slides, from the SHA-256 of its content."""
+    return f"slides-{digest[:16]}.txt"
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a list of slides has the content by which it is named."""
+    try:
+        with path.open("rb") as file:
+            return _name_list(hashlib.file_digest(file, "sha256").hexdigest()) == path.name
+    except OSError:
+        return False
