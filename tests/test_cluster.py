@@ -91,13 +91,13 @@ def test_slide_cluster_unreachable_scheduler_is_refused(tmp_path: Path, monkeypa
 
 
 @contextlib.contextmanager
-def _start_scheduler(*threads: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def _start_scheduler(*threads: int, modules: Path = _REPOSITORY) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Start a scheduler, and workers with so many threads; give its address and process."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     address = f"tcp://127.0.0.1:{port}"
     log = {"DASK_LOGGING__DISTRIBUTED": "critical"}
-    options: dict[str, Any] = {"cwd": "/", "env": os.environ | log | {"PYTHONPATH": str(_REPOSITORY)}}
+    options: dict[str, Any] = {"cwd": "/", "env": os.environ | log | {"PYTHONPATH": str(modules)}}
     dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", f"--port={port}"]
     processes = [subprocess.Popen([*dask, "--no-dashboard"], **options)]
     for count in threads:
@@ -151,3 +151,17 @@ def test_cluster_keys_are_not_in_names_of_job_folders() -> None:
     excluded = OmegaConf.select(folders, "hydra.job.config.override_dirname.exclude_keys")
     kinds = (LocalCluster, SlurmCluster, SchedulerAddress)
     assert {"cluster", *(f"cluster.{key}" for kind in kinds for key in kind.model_fields)} <= set(excluded)
+
+
+def test_slide_cluster_worker_without_package_is_refused(tmp_path: Path) -> None:
+    modules, out = tmp_path / "modules", tmp_path / "out"
+    modules.mkdir()
+    out.mkdir()
+    (modules / "panda.py").write_text("raise ModuleNotFoundError('No module named panda')\n")
+    with (
+        _start_scheduler(1, modules=modules) as (address, _),
+        pytest.raises(PandaError, match=r"a worker has no panda-wsi, .*No module named panda"),
+        open_cluster(SchedulerAddress(address=address), Letters(out / "log"), out),
+    ):
+        pass
+    assert not list(out.iterdir())

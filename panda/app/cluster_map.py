@@ -123,7 +123,9 @@ class SlideCluster(Generic[Facts]):
                 self._name,
                 on_error="ignore",  # of one that came just now, or was lost
             )
-        except (ImportError, AttributeError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # dask has no single type for what a worker cannot import
             raise PandaError(
                 f"a worker has no panda-wsi, or another version of it ({error}): install the same version there, and "
                 "start the worker again"
@@ -178,7 +180,7 @@ def open_cluster(settings: ClusterSettings, work: Work[Facts], folder: Path) -> 
                 found.make_ready(SlideWorker(name, work, terms, logging.getLogger("panda").getEffectiveLevel()))
                 yield found
             finally:
-                with contextlib.suppress(OSError, TimeoutError):  # the scheduler may be gone
+                with contextlib.suppress(OSError, TimeoutError, KeyError):  # a scheduler is gone, a worker not ready
                     client.unregister_worker_plugin(name)
     finally:
         for path in folder.glob(f"{token.name}*"):
