@@ -32,7 +32,7 @@ from panda.report.folds import Figure, compute_figures, read_folds
 from panda.report.paired import choose_groups, compute_differences, pair_rows
 from panda.tables import read_output_table, write_table
 from panda.tasks.bins import BINS
-from panda.tasks.metrics import count_probabilities
+from panda.tasks.pixel_histogram import count_probabilities
 from panda.tasks.threshold import search_threshold
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide

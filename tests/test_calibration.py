@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 from panda.report.curves import write_calibration
 from panda.tasks.bins import BINS
 from panda.tasks.calibration import RELIABILITY_BINS, fit_temperature, measure_reliability, score_calibration
-from panda.tasks.metrics import count_probabilities
+from panda.tasks.pixel_histogram import count_probabilities
 
 
 def pixels(sureness: float, spread: float = 1.5, count: int = 200_000) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,7 @@ from panda.inference.grade import RuleGrade
 from panda.tasks.bins import BINS
 from panda.tasks.bootstrap import bootstrap_interval
 from panda.tasks.class_counts import confuse_classes, count_class_pixels, find_row, shape_counts
-from panda.tasks.metrics import count_probabilities
+from panda.tasks.pixel_histogram import count_probabilities
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.classes import ANY_CANCER, IGNORED, ClassSet
 from tests.drawn_scores import AREA, AT, BY_PROVIDER, make_record

@@ -8,8 +8,8 @@ import pytest
 
 from panda.inference.class_figures import summarize_rule_grades
 from panda.inference.dataset_metrics import SegmentationSplitFigures, summarize
-from panda.report.class_section import explain_rule, lay_out_classes
 from panda.report.folds import compute_figures
+from panda.report.grade_notes import explain_rule
 from panda.report.paired import compute_differences
 from panda.report.run_page import write_run_page
 from panda.report.sweep_page import write_sweep

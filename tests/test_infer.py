@@ -13,11 +13,13 @@ import pytest
 import tifffile
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
 from panda.app.entry_point import SomeSlidesFailed
 from panda.app.hydra_job import register_resolvers
 from panda.app.infer import infer
+from panda.app.inference_collection import collect
 from panda.app.inference_tables import InferenceTables
 from panda.data.shard import Shard
 from panda.errors import ConfigError, ExhaustedError, LockedError, PandaError
@@ -162,7 +164,7 @@ def test_infer_shards_write_the_same_results_as_one_run(
         run("*.tiff", "shard=2/2")
     assert not (out / "report.html").exists()
     with pytest.raises(SomeSlidesFailed, match=r"1 slides failed: .*; 3 slides have no result yet \(a, b, c\)"):
-        run("*.tiff", f"collect={out}", "checkpoint=null", "slides=null")
+        collect(OmegaConf.create({"collect": str(out), "debug": False, "run_dir": str(out)}))
     assert read_notes(out)[-1] == "Slides without a result yet: 3, a, b, c."
     # the last shard, a task of an array, gives the tables and the exit status
     for key, value in {"ID": 11, "MIN": 11, "MAX": 13, "STEP": 2, "COUNT": 2}.items():
@@ -177,7 +179,7 @@ def test_infer_shards_write_the_same_results_as_one_run(
     with pytest.raises(SomeSlidesFailed):
         run("*.tiff", "shard=1/1")  # d fails again
     with pytest.raises(SomeSlidesFailed, match="1 slides failed"):
-        run("*.tiff", f"collect={out}", "checkpoint=null", "slides=null")
+        collect(OmegaConf.create({"collect": str(out), "debug": False, "run_dir": str(out)}))
     monkeypatch.undo()
     with pytest.raises(SomeSlidesFailed, match="1 of 4 slides failed"):
         run("*.tiff", f"output={whole}", f"run_dir={whole}")
@@ -190,7 +192,7 @@ def test_infer_shards_write_the_same_results_as_one_run(
 
 def test_infer_collect_refuses_other_keys_and_folders(tmp_path: Path, run: Infer) -> None:
     with pytest.raises(ConfigError, match=r"has no records of slides \(.records\)"):
-        run("a.tiff", f"collect={tmp_path}", "checkpoint=null", "slides=null")
+        collect(OmegaConf.create({"collect": str(tmp_path), "debug": False, "run_dir": str(tmp_path)}))
 
 
 def test_infer_collect_counts_failures_of_its_run_only(tmp_path: Path, slides: Path, run: Infer) -> None:

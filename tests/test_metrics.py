@@ -12,17 +12,15 @@ from sklearn import metrics as oracle
 from panda.tasks.bins import BINS
 from panda.tasks.epoch_metrics import MeanLoss
 from panda.tasks.metrics import (
-    PixelHistogram,
     PixelScores,
     compute_areas,
     compute_curve,
     compute_dice,
-    count_probabilities,
-    find_bins,
     find_threshold_bin,
     pool_histograms,
     score_threshold,
 )
+from panda.tasks.pixel_histogram import PixelHistogram, count_probabilities, find_bins
 from panda.tasks.threshold import score_by_criterion
 
 EDGES = np.arange(BINS) / BINS

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from panda.errors import ConfigError
 from panda.report.curves import write_threshold_curve
 from panda.tasks.bins import BINS
-from panda.tasks.metrics import count_probabilities
+from panda.tasks.pixel_histogram import count_probabilities
 from panda.tasks.threshold import CRITERIA, ThresholdChoice, score_by_criterion, search_threshold
 
 DATE = "2026-01-01T00:00:00Z"

@@ -115,6 +115,11 @@ def list_overrides() -> list[str]:
     return list(map(str, typed))
 
 
+def list_keys() -> list[str]:
+    """Return the keys of the overrides of this job."""
+    return [*map(_read_key, list_overrides())]
+
+
 def is_typed(key: str) -> bool:
     """Return whether a key was typed on the command line.
 

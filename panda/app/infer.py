@@ -16,9 +16,10 @@ from panda.app.cluster import NoCluster
 from panda.app.config_check import check_config
 from panda.app.entry_point import close_logs, log_to_file, make_folder
 from panda.app.feature_inference import infer_from_features
-from panda.app.inference_collection import collect_inference, end_run
-from panda.app.inference_config import CollectionConfig, FeatureInferenceConfig, InferenceConfig
-from panda.app.inference_tables import InferenceTables, find_keys
+from panda.app.inference_collection import end_run
+from panda.app.inference_config import FeatureInferenceConfig, InferenceConfig
+from panda.app.inference_tables import InferenceTables
+from panda.app.slide_keys import find_keys
 from panda.app.slide_mapping import LoadedMapping, MappingFacts, SlideMapping, WrittenSlide
 from panda.app.slide_writing import SlideProgress, SlideWriting
 from panda.data.slide_records import RunRecord
@@ -51,8 +52,6 @@ def infer(cfg: DictConfig) -> None:
     config = check(cfg)
     if isinstance(config, FeatureInferenceConfig):
         infer_from_features(config)
-    elif isinstance(config, CollectionConfig):
-        collect_inference(Path(config.collect))
     else:
         _map_slides(config, started)
 
@@ -149,9 +148,9 @@ def _map_on_cluster(
     return notes
 
 
-def check(cfg: DictConfig, faults: Faults | None = None) -> InferenceConfig | FeatureInferenceConfig | CollectionConfig:
+def check(cfg: DictConfig, faults: Faults | None = None) -> InferenceConfig | FeatureInferenceConfig:
     """Check a configuration and the files that it names. Faults that were found before are raised with its own."""
-    config: InferenceConfig | FeatureInferenceConfig | CollectionConfig = check_config(cfg, "infer", faults)
+    config: InferenceConfig | FeatureInferenceConfig = check_config(cfg, "infer", faults)
     return config
 
 

@@ -4,25 +4,54 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
+from omegaconf import DictConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
-from panda.app.entry_point import SomeSlidesFailed, log_to_file
+from panda.app.config_check import check_config
+from panda.app.entry_point import SomeSlidesFailed, close_logs, log_to_file
+from panda.app.hydra_job import find_idle_faults, list_keys, read_key
 from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables, TableContents
 from panda.data.shard import Shard
-from panda.data.slide_records import RunRecord
+from panda.data.slide_records import RECORDS_FOLDER, RunRecord
 from panda.errors import PandaError
 from panda.files import hold_lock, remove_leftovers
 from panda.inference.slide_result import SlideResult
 from panda.report.grade_notes import describe_mark
 from panda.report.inference_page import write_inference_page
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
+from panda.settings import Settings, Text, rule
 from panda.stored import describe_faults
 
 log = logging.getLogger(__name__)
 
 _SUMMARY = TypeAdapter(InferenceSummary)
+
+
+class CollectionConfig(Settings):
+    """The keys of `conf/infer.yaml` for a command that maps nothing and puts the results of a folder together."""
+
+    node: ClassVar[str] = ""
+
+    collect: Text
+    debug: bool
+    run_dir: Text
+
+    @rule
+    def _check_keys(self) -> Iterator[str]:
+        idle = {*list_keys()} - {*CollectionConfig.model_fields}
+        yield from find_idle_faults(idle, f"{self.setting('collect')}, which maps no slides")
+
+    @rule
+    def _check_folder(self) -> Iterator[str]:
+        if not (Path(self.collect) / RECORDS_FOLDER).is_dir():
+            yield (
+                f"{self.setting('collect')} has no records of slides ({RECORDS_FOLDER}): give the output of a command "
+                "that maps slides, or the folder of its job in a multirun"
+            )
 
 
 def end_run(tables: InferenceTables, run: RunRecord, part: Shard | None, count: int) -> None:
@@ -48,13 +77,22 @@ def end_run(tables: InferenceTables, run: RunRecord, part: Shard | None, count: 
         raise SomeSlidesFailed(_describe_failures(tables, count))
 
 
-def collect_inference(folder: Path) -> None:
+@close_logs
+def collect(cfg: DictConfig) -> None:
     """Write tables and page from the records of a folder, whose runs may be at work or were killed.
 
+    It needs no torch, which takes half a gigabyte.
+
+    Args:
+        cfg: `conf/infer.yaml` as Hydra composed it, with `collect`. Its other keys are not read.
+
     Raises:
+        ConfigError: If the folder has no records, or a key is typed that is not used.
         PandaError: If the folder has no record of a run.
         SomeSlidesFailed: If slides failed or have no result yet.
     """
+    keys = OmegaConf.create({key: read_key(cfg, key) for key in CollectionConfig.model_fields})
+    folder = Path(check_config(keys, "collect").collect)
     log_to_file(folder / "infer.log")
     tables, run = InferenceTables.open_last(folder)
     _raise_faults(folder, _write_results(tables, run))

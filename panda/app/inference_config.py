@@ -17,7 +17,6 @@ from panda.data.manifest import SlideRecord, apply_groups, read_groups
 from panda.data.patients import divide_over_bags, group_bags
 from panda.data.settings import SlideSettings
 from panda.data.shard import Shard, parse_shard
-from panda.data.slide_records import RECORDS_FOLDER
 from panda.errors import CheckpointError, ManifestError, PandaError
 from panda.inference.compute import EngineSettings
 from panda.inference.feature_grader import require_features
@@ -62,7 +61,7 @@ class InferenceKeys(SlideSettings):
     patients: Text | None
     output: Text
     shard: Text | None
-    collect: Text | None
+    collect: None
     threshold: Threshold
     provider: Text | None
     labels: Text | None
@@ -166,25 +165,6 @@ class InferenceConfig(InferenceKeys):
             yield f"{self.setting('provider')}: the checkpoint has one threshold for all providers; remove the key"
         elif self.provider not in known:
             yield f"{self.setting('provider')}: the checkpoint has thresholds for {', '.join(known)}"
-
-
-class CollectionConfig(InferenceKeys):
-    """The keys of a command that maps nothing and puts the results of a folder together."""
-
-    collect: Text
-
-    @rule
-    def _check_keys(self) -> Iterator[str]:
-        idle = {*InferenceKeys.model_fields, *MAP_KEYS} - {"collect", "debug", "run_dir"}
-        yield from find_idle_faults(idle, f"{self.setting('collect')}, which maps no slides")
-
-    @rule
-    def _check_folder(self) -> Iterator[str]:
-        if not (Path(self.collect) / RECORDS_FOLDER).is_dir():
-            yield (
-                f"{self.setting('collect')} has no records of slides ({RECORDS_FOLDER}): give the output of a command "
-                "that maps slides, or the folder of its job in a multirun"
-            )
 
 
 class FeatureInferenceConfig(InferenceKeys):

@@ -6,10 +6,8 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from panda.app.inference_config import InferenceConfig
 from panda.data.failures import FAILURE_COLUMNS, Failure
 from panda.data.slide_records import (
     NamedSlides,
@@ -22,7 +20,7 @@ from panda.data.slide_records import (
     read_state,
 )
 from panda.errors import PandaError
-from panda.files import fingerprint, hold_lock, identity
+from panda.files import hold_lock
 from panda.inference.slide_result import RESULT_FILE, SlideResult
 from panda.report.inference_summary import InferenceSummary
 from panda.report.slide_page import PAGE
@@ -70,35 +68,6 @@ class TableContents:
         return f"Slides without a result yet: {missing.count}, {missing}." if missing.count else ""
 
 
-def find_keys(config: InferenceConfig, made_with: str) -> dict[str, str]:
-    """Return a hash of everything that determines the files of a slide, by slide; empty if its file is missing.
-
-    Slides are not opened. A slide counts by name, size and time of change, and so does its label mask.
-
-    Args:
-        config: The configuration; the slides are those of its shard.
-        made_with: Fingerprint of the provenance.
-    """
-    networks = {"segmentation": config.segmentation.metadata, "grader": config.grading and config.grading.metadata}
-    settings = fingerprint(
-        {key: network and network.model_dump(mode="json") for key, network in networks.items()}
-        | {"made_with": made_with, "colour_map": config.colour_map, "version": version("panda-wsi")}
-    )
-
-    def find_key(path: Path) -> str:
-        record = config.labelled.get(path.stem)
-        try:
-            label = record and {
-                "mask": record.mask_path and identity(record.mask_path),
-                **{key: getattr(record, key) for key in ("slide_id", "provider", "isup_grade")},
-            }
-            return fingerprint({"settings": settings, "slide": identity(path), "label": label})
-        except (OSError, UnicodeEncodeError):
-            return ""  # it fails when it is opened
-
-    return {path.stem: find_key(path) for path in config.own_slides}
-
-
 class InferenceTables:
     """The tables of a folder, and the records of a run that adds slides to it.
 
@@ -130,7 +99,7 @@ class InferenceTables:
         """Return the slides that are finished, before any of them is opened.
 
         Args:
-            keys: What `find_keys` returns.
+            keys: What `panda.app.slide_keys.find_keys` returns.
         """
         self._keys = keys
         self._records.read()

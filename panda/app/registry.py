@@ -36,9 +36,8 @@ class Slot:
 def find_config(entry_point: str, plain: Mapping[str, Any]) -> type[Settings]:
     """Return the class of the configuration of an entry point.
 
-    That of `train` depends on the task, and that of `infer` on whether features or a folder to collect are given. An
-    unknown task, which is a fault, gets the class of segmentation. No other class is imported, because an audit does
-    not wait for torch.
+    That of `train` depends on the task, and that of `infer` on whether features are given. An unknown task, which is a
+    fault, gets the class of segmentation. No other class is imported, because an audit does not wait for torch.
     """
     task = plain.get("task")
     name = task.get("name") if isinstance(task, Mapping) else None
@@ -46,18 +45,13 @@ def find_config(entry_point: str, plain: Mapping[str, Any]) -> type[Settings]:
         "train": ("grading_config", "GradingConfig")
         if name == "grading"
         else ("segmentation_config", "SegmentationConfig"),
-        "infer": ("inference_config", _name_inference(plain)),
+        "infer": ("inference_config", "InferenceConfig" if plain.get("features") is None else "FeatureInferenceConfig"),
+        "collect": ("inference_collection", "CollectionConfig"),
         "audit": ("audit", "AuditConfig"),
         "features": ("features_config", "FeaturesConfig"),
     }[entry_point]
     found: type[Settings] = getattr(importlib.import_module(f"panda.app.{module}"), name)
     return found
-
-
-def _name_inference(plain: Mapping[str, Any]) -> str:
-    if plain.get("collect") is not None:
-        return "CollectionConfig"
-    return "InferenceConfig" if plain.get("features") is None else "FeatureInferenceConfig"
 
 
 def list_slots(kind: type[Settings], path: str = "") -> dict[str, Slot]:

@@ -23,7 +23,8 @@ from panda.inference.predictor import SegmentationPredictor
 from panda.inference.regions import compute_area_mm2
 from panda.tasks.bins import BINS
 from panda.tasks.class_counts import confuse_classes, count_class_pixels, measure_class_dice, shape_counts
-from panda.tasks.metrics import count_probabilities, score_threshold
+from panda.tasks.metrics import score_threshold
+from panda.tasks.pixel_histogram import count_probabilities
 from panda.wsi.annotations.source import describe_classes
 from panda.wsi.classes import IGNORED, OTHER, ClassSet
 from panda.wsi.geometry import round_px

@@ -14,10 +14,10 @@ from panda.inference.class_figures import (
 from panda.inference.dataset_metrics import SegmentationSplitFigures
 from panda.report.confusion import ConfusionTable, lay_out_confusion
 from panda.report.figure_tables import make_part_table
+from panda.report.grade_notes import explain_rule
 from panda.report.interpretation import choose_split, format_interval
 from panda.report.run_summary import RunSummary, SegmentationSummary
 from panda.report.table import format_value
-from panda.tasks.gleason_search import GleasonRuleChoice
 from panda.wsi.gleason import GRADES, list_class_names
 
 
@@ -67,27 +67,6 @@ def _explain_classes(found: ClassSplitFigures) -> list[str]:
     if silent and found.slides:
         text += f" The labels of {' and '.join(silent)} say cancer or not, and enter only the figures of all cancer."
     return [text]
-
-
-def explain_rule(rule: GleasonRuleChoice) -> str:
-    """Say in a paragraph how areas become a grade, and where the limits come from."""
-    area, lower = f"{rule.min_area_mm2:g} mm²", max(rule.min_percent, rule.min_lower_percent)
-    which = "the next largest one is the secondary one"
-    if rule.secondary == "highest":
-        which = "the highest one above it is the secondary one, otherwise the largest one below it"
-    text = (
-        f"The pattern with the largest area is the primary one, and {which}. A pattern beside the primary one counts "
-        f"from {area} and {rule.min_percent:g} % of the tumour, and a lower one from {lower:g} %. If none counts, the "
-        f"primary one counts twice. Less than {area} of tumour is no cancer."
-    )
-    if rule.score is None:
-        return f"{text} Origin of the limits: {rule.chosen_on}."
-    text += (
-        f" The limits were chosen on {rule.chosen_on}, for the best κ ({format_value(rule.score, 'headline')} there)."
-    )
-    if rule.tied > 1:
-        text += f" {rule.tied} pairs of limits were equally good, and the smallest was taken."
-    return text
 
 
 def _explain_agreement(graded: RuleGradeSplitFigures) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from panda.inference.feature_output import RECORDS, SUMMARY, FeatureSummary, read_summary
 from panda.inference.feature_tables import FAILURES, TABLE
+from panda.report.failure_table import make_failure_table
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import Row, make_link, parse_number, read_picture, try_read
-from panda.report.run_page import make_failure_table
 from panda.report.slide_page import MOST_THUMBNAILS, THUMBNAIL_SIDE, Card
 from panda.report.table import Cell, Head, Table, format_value, make_cell
 from panda.settings import format_value as write_value

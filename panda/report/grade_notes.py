@@ -1,4 +1,4 @@
-"""Say in which slides the grade by areas and the grade of the network differ, and which grades are not certain."""
+"""Say how areas give a grade, on which slides it differs from that of the network, and which grades are not certain."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from panda.inference.grade import GradeRecord
 from panda.inference.slide_result import SlideResult
 from panda.report.confusion import ConfusionTable, lay_out_confusion
 from panda.report.run_folder import parse_number
+from panda.report.table import format_value
+from panda.tasks.gleason_search import GleasonRuleChoice
 from panda.wsi.gleason import GRADES, list_class_names
 
 _NAMED = 10
@@ -93,6 +95,27 @@ def _read_gap(row: Row) -> int | None:
         if (predicted := parse_number(row.get(f"{target}_predicted"))) is not None:
             return _measure_gap(None if by_areas is None else int(by_areas), target, int(predicted))
     return None
+
+
+def explain_rule(rule: GleasonRuleChoice) -> str:
+    """Say in a paragraph how areas become a grade, and where the limits come from."""
+    area, lower = f"{rule.min_area_mm2:g} mm²", max(rule.min_percent, rule.min_lower_percent)
+    which = "the next largest one is the secondary one"
+    if rule.secondary == "highest":
+        which = "the highest one above it is the secondary one, otherwise the largest one below it"
+    text = (
+        f"The pattern with the largest area is the primary one, and {which}. A pattern beside the primary one counts "
+        f"from {area} and {rule.min_percent:g} % of the tumour, and a lower one from {lower:g} %. If none counts, the "
+        f"primary one counts twice. Less than {area} of tumour is no cancer."
+    )
+    if rule.score is None:
+        return f"{text} Origin of the limits: {rule.chosen_on}."
+    text += (
+        f" The limits were chosen on {rule.chosen_on}, for the best κ ({format_value(rule.score, 'headline')} there)."
+    )
+    if rule.tied > 1:
+        text += f" {rule.tied} pairs of limits were equally good, and the smallest was taken."
+    return text
 
 
 def lay_out_both_grades(rows: Iterable[Row]) -> ConfusionTable | None:

@@ -11,11 +11,11 @@ from pydantic import Field, PositiveInt, TypeAdapter
 from panda.data.feature_origin import FeatureOrigin
 from panda.data.targets import Target, TargetSpec
 from panda.files import write_json
+from panda.report.failure_table import make_failure_table
 from panda.report.grade_notes import describe_uncertain
 from panda.report.inference_summary import LastRun
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import parse_number, try_read
-from panda.report.run_page import make_failure_table
 from panda.report.slide_page import Card, make_slide_table
 from panda.report.table import format_value
 from panda.stored import PathText, Plain, Timestamp, read_model

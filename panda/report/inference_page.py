@@ -10,17 +10,17 @@ from typing import Any
 
 from panda.inference.slide_result import CLASS_AREA
 from panda.report.agreement import draw_agreement, take_sample
-from panda.report.class_section import explain_rule
+from panda.report.failure_table import make_failure_table
 from panda.report.grade_notes import (
     add_rule_band,
     describe_disagreements,
     describe_uncertain,
+    explain_rule,
     lay_out_both_grades,
 )
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import parse_number, try_read
-from panda.report.run_page import make_failure_table
 from panda.report.slide_page import MOST_THUMBNAILS, Card, make_slide_table
 from panda.report.table import format_value
 from panda.tables import OutputTable

@@ -9,12 +9,13 @@ from typing import Any
 from markupsafe import Markup
 
 from panda.data.summary import DataSummary, PatchDataSummary
-from panda.report.agreement import MOST_SHOWN, draw_agreement
+from panda.report.agreement import draw_agreement
 from panda.report.axes import TRAIN, VALIDATION
 from panda.report.charts import Line, draw_lines
 from panda.report.class_section import lay_out_classes
 from panda.report.confidence_section import lay_out_confidence
 from panda.report.confusion import ConfusionTable, lay_out_confusion
+from panda.report.failure_table import make_failure_table
 from panda.report.figure_tables import make_part_table, make_splits_table, name_grade
 from panda.report.grade_notes import add_rule_band
 from panda.report.interpretation import choose_split, explain_figures, make_cards
@@ -25,7 +26,7 @@ from panda.report.run_summary import GradingSummary, RunSummary, read_summary
 from panda.report.slide_page import find_slide_table, make_slide_table
 from panda.report.table import Cell, Head, Table, format_value, make_cell, name_figure
 from panda.report.target_charts import draw_predictions
-from panda.tables import OutputTable, read_output_table
+from panda.tables import read_output_table
 
 _MOST_PANELS = 12
 _GRADED = ("slide_id", "provider", "isup_grade", "label", "predicted", "confidence", "mark")
@@ -146,18 +147,6 @@ def _tabulate_slides(run_dir: Path, scoring: str) -> tuple[Table, str]:
     if all(r.get("label") == r.get("isup_grade") for r in rows):  # ISUP grades are the target
         keys = [k for k in keys if k != "label"]
     return make_slide_table(rows, keys, run_dir / "slides", _WHY, "slides"), order
-
-
-def make_failure_table(path: Path) -> Table:
-    """Read `failures.csv`: slide, stage, error and message. A long table is cut, with a note."""
-    styles = {"slide_id": "id", "stage": "", "error": "bad", "message": "pre"}
-    found, count = OutputTable(path), 0
-    rows = []
-    for count, row in enumerate(found, 1):
-        if count <= MOST_SHOWN:
-            rows.append([Cell(row.get(key, ""), style=styles[key]) for key in styles])
-    note = f"The first {MOST_SHOWN:,} of {count:,}." if count > MOST_SHOWN else ""
-    return Table([Head("Slide"), Head("Stage"), Head("Error"), Head("Message")], rows, note=note)
 
 
 def _read_panels(run_dir: Path) -> tuple[list[tuple[str, str, Picture]], list[tuple[str, str]]]:

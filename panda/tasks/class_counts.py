@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from panda.tasks.bins import BINS
-from panda.tasks.metrics import divide, find_bins, find_threshold_bin
+from panda.tasks.metrics import divide, find_threshold_bin
+from panda.tasks.pixel_histogram import find_bins
 from panda.wsi.classes import ANY_CANCER, IGNORED, OTHER
 
 Extra = Literal["no_patterns", "any_cancer", "ignored"]

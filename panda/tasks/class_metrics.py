@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from panda.models.partial_labels import IGNORED
 from panda.models.probabilities import merge_cancer_classes
-from panda.tasks.metrics import count_numbers
+from panda.tasks.pixel_histogram import count_numbers
 from panda.wsi.classes import ClassSet
 
 

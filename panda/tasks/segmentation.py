@@ -24,8 +24,9 @@ from panda.tasks.class_counts import measure_class_dice
 from panda.tasks.class_metrics import ClassCounts, predict_classes
 from panda.tasks.epoch_metrics import MeanLoss, separate_metrics
 from panda.tasks.metadata import SegmentationMetadata
-from panda.tasks.metrics import PixelHistogram, compute_dice
+from panda.tasks.metrics import compute_dice
 from panda.tasks.optim import FiniteCheck, Optim
+from panda.tasks.pixel_histogram import PixelHistogram
 from panda.tasks.threshold import search_threshold
 
 Batch = tuple[Tensor, Tensor]
@@ -129,7 +130,7 @@ class SegmentationTask(pl.LightningModule):
         self.finite.settle()
         self.log("train/loss", self.train_loss.compute())
         self.train_loss.reset()
-        self.log("train/dice", compute_dice(self.train_pixels.compute(), THRESHOLD), prog_bar=True)
+        self.log("train/dice", compute_dice(self.train_pixels.compute().cpu(), THRESHOLD), prog_bar=True)
         self.train_pixels.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -150,7 +151,7 @@ class SegmentationTask(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log validation loss and Dice, and search the threshold over the epoch's pixels."""
         self.finite.settle()
-        histogram = self.val_pixels.compute()
+        histogram = self.val_pixels.compute().cpu()
         self.val_pixels.reset()
         self.log("val/loss", self.val_loss.compute(), prog_bar=True)
         self.val_loss.reset()

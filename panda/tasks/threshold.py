@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
-from torch import Tensor
 
 from panda.errors import ConfigError
 from panda.stored import Plain, ShareEnds, Timestamp
@@ -26,16 +25,16 @@ DEFAULT_THRESHOLD = 0.5
 _BAND = 0.1
 """Half the width of the band around a threshold that has no interval."""
 
-Histograms = Mapping[str, ArrayLike | Tensor]
+Histograms = Mapping[str, ArrayLike]
 Array = NDArray[np.float64]
 
 
-def _count_positives(hist: ArrayLike | Tensor) -> Array:
+def _count_positives(hist: ArrayLike) -> Array:
     found = compute_curve(hist)
     return np.stack([found.tp, found.fp]).astype(np.float64)
 
 
-def _measure_dice(hist: ArrayLike | Tensor) -> Array:
+def _measure_dice(hist: ArrayLike) -> Array:
     found = compute_curve(hist)
     if not found.tp[0]:
         return np.zeros((2, BINS))
@@ -76,7 +75,7 @@ class Criterion:
     label: str
     description: str
     score: Callable[[Array, Array, float], Array]
-    terms: Callable[[ArrayLike | Tensor], Array] = _count_positives
+    terms: Callable[[ArrayLike], Array] = _count_positives
     takes_cost_ratio: bool = False
     lowest_is_best: bool = False
     equal_to: str | None = None

@@ -1,0 +1,38 @@
+"""Hash what determines the files of slides, so that finished slides are not mapped again."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+from panda.app.inference_config import InferenceConfig
+from panda.files import fingerprint, identity
+
+
+def find_keys(config: InferenceConfig, made_with: str) -> dict[str, str]:
+    """Return a hash of everything that determines the files of a slide, by slide; empty if its file is missing.
+
+    Slides are not opened. A slide counts by name, size and time of change, and so does its label mask.
+
+    Args:
+        config: The configuration; the slides are those of its shard.
+        made_with: Fingerprint of the provenance.
+    """
+    networks = {"segmentation": config.segmentation.metadata, "grader": config.grading and config.grading.metadata}
+    settings = fingerprint(
+        {key: network and network.model_dump(mode="json") for key, network in networks.items()}
+        | {"made_with": made_with, "colour_map": config.colour_map, "version": version("panda-wsi")}
+    )
+
+    def find_key(path: Path) -> str:
+        record = config.labelled.get(path.stem)
+        try:
+            label = record and {
+                "mask": record.mask_path and identity(record.mask_path),
+                **{key: getattr(record, key) for key in ("slide_id", "provider", "isup_grade")},
+            }
+            return fingerprint({"settings": settings, "slide": identity(path), "label": label})
+        except (OSError, UnicodeEncodeError):
+            return ""  # it fails when it is opened
+
+    return {path.stem: find_key(path) for path in config.own_slides}
