@@ -1,18 +1,21 @@
 """Time, memory and size of the tables and the page of many slides: `python -m bench.tables [SLIDES [ROWS]]`.
 
 SLIDES have a folder with small files each, ROWS are records without files, whose state is given. Each step runs in a
-process of its own, and prints its CPU time, and the most memory before and after it. No slide is mapped.
+process of its own, and prints its CPU time, and the most memory before and after it. The last one is
+`python infer.py collect=…` as a whole. No slide is mapped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import runpy
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bench.memory import peak_mib
@@ -20,11 +23,16 @@ from bench.slides import CACHE
 from panda.app.inference_tables import InferenceTables
 from panda.data.failures import Failure
 from panda.data.slide_records import FOLDER_FILE, RECORDS_FOLDER, Outcome, RowValue, read_state
+from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_result import RESULT_FILE
 from panda.report.inference_page import write_inference_page
+from panda.report.inference_summary import InferenceSummary, LastRun
 from panda.report.slide_page import PAGE
+from panda.tasks.figures import make_timestamp
+from panda.tasks.metadata import TrainedResolution
 
 SLIDES, ROWS = 10_616, 1_000_000
+REPOSITORY = Path(__file__).resolve().parents[1]
 MADE_WITH, KEY = "f" * 64, "k" * 64
 FAILED = 0.005
 """Share of the rows without files that failed."""
@@ -101,6 +109,32 @@ def _write_slides(folder: Path, count: int) -> None:
             (folder / slide_id / name).write_bytes(b"{}")
 
 
+def write_run(folder: Path, slide_ids: Iterable[str]) -> None:
+    """Record a run over slides, as one that was killed would."""
+    summary = InferenceSummary(
+        checkpoint="best.ckpt",
+        grading_checkpoint=None,
+        threshold=0.42,
+        threshold_choice=None,
+        provider=None,
+        quantify=QuantifySettings(),
+        resolution=TrainedResolution(level=1, mpp=None, train_mpp=(2.0, 2.0, 2.0)),
+        precision="fp32",
+        compiled=False,
+        engine_choice="",
+        tta="none",
+        reader="auto",
+        mpp_override=None,
+        allow_unknown_mpp=False,
+        device="cpu",
+        date=make_timestamp(),
+        last_run=LastRun(slides=0, failed=0, seconds=0.0),
+        labels=None,
+        notes=[],
+    )
+    InferenceTables(folder, MADE_WITH).write_run(slide_ids, summary)
+
+
 def _find_finished(folder: Path, count: int) -> str:
     finished = InferenceTables(folder, MADE_WITH).find_finished({_name(number): KEY for number in range(count)})
     return f"{len(finished):,} of {count:,} are finished"
@@ -118,7 +152,19 @@ def _write_page(folder: Path, _: int) -> str:
     return f"{write_inference_page(folder).stat().st_size / 1e6:.2f} MB"
 
 
-STEPS = {"list the finished slides": _find_finished, "tables": _write_tables, "page": _write_page}
+def _collect(folder: Path, _: int) -> str:
+    sys.argv = ["infer.py", f"collect={folder}"]
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(str(REPOSITORY / "infer.py"), run_name="__main__")
+    return f"{(folder / 'report.html').stat().st_size / 1e6:.2f} MB"
+
+
+STEPS = {
+    "list the finished slides": _find_finished,
+    "tables": _write_tables,
+    "page": _write_page,
+    "collect": _collect,
+}
 
 
 def run_step(step: str, folder: Path, count: int) -> None:
@@ -137,6 +183,7 @@ def main(slides: int, rows: int) -> None:
             folder = Path(made)
             if with_files:
                 _write_slides(folder, count)
+                write_run(folder, map(_name, range(count)))
             _write_records(folder, count, find_state=with_files)
             for step in STEPS if with_files else ("tables", "page"):
                 command = [sys.executable, "-m", "bench.tables", step, made, str(count)]

@@ -8,6 +8,7 @@ import pytest
 
 from panda.inference.class_figures import summarize_rule_grades
 from panda.inference.dataset_metrics import SegmentationSplitFigures, summarize
+from panda.report.class_section import lay_out_classes
 from panda.report.folds import compute_figures
 from panda.report.grade_notes import explain_rule
 from panda.report.paired import compute_differences

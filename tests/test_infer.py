@@ -190,7 +190,7 @@ def test_infer_shards_write_the_same_results_as_one_run(
             assert (whole / name / file).read_bytes() == (out / name / file).read_bytes()
 
 
-def test_infer_collect_refuses_other_keys_and_folders(tmp_path: Path, run: Infer) -> None:
+def test_collect_folder_without_records_raises(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no records of slides \(.records\)"):
         collect(OmegaConf.create({"collect": str(tmp_path), "debug": False, "run_dir": str(tmp_path)}))
 

@@ -389,7 +389,7 @@ def test_write_inference_page_lists_slides(tmp_path: Path) -> None:
 
 
 def test_write_inference_page_long_table_shows_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("agreement", "run_page"):
+    for module in ("agreement", "failure_table"):
         monkeypatch.setattr(f"panda.report.{module}.MOST_SHOWN", 5)
     rows = [
         {"slide_id": f"slide{n}", "tumor_percent_of_tissue": n, "tumor_mm2": 1, "tissue_mm2": 4, "true_tumor_mm2": n}
