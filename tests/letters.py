@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -21,15 +22,22 @@ from panda.errors import PandaError
 class Letters:
     """Work that doubles letters, kills its worker at `!`, fails at `?`, and waits for a number of seconds.
 
-    `fault` refuses the worker.
+    `fault` refuses the worker, and so does the variable LETTERS_FAULT in its environment. `deaths` is the number of
+    workers that are killed while they load.
     """
 
     log: Path
     fault: str = ""
+    deaths: int = 0
 
     def load(self) -> Letters:
-        if self.fault:
-            raise PandaError(self.fault)
+        if fault := self.fault or os.environ.get("LETTERS_FAULT"):
+            raise PandaError(fault)
+        for number in range(self.deaths):
+            with contextlib.suppress(FileExistsError):
+                self.log.with_name(f"death-{number}").touch(exist_ok=False)
+                os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1 if self.deaths else 0)  # the others are still loading when one is killed
         return self
 
     @property

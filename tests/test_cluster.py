@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing.spawn
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+from distributed import Client
 from omegaconf import OmegaConf
 
 from panda.app import cluster as cluster_settings
@@ -53,6 +55,48 @@ def test_local_cluster_listens_on_loopback_alone(tmp_path: Path) -> None:
         listening = [one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN]
     assert len(listening) > 2, "scheduler, nanny and worker"
     assert set(listening) == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_slide_cluster_worker_killed_while_it_loads_is_replaced(tmp_path: Path, workers: int) -> None:
+    with open_cluster(LocalCluster(workers=workers), Letters(tmp_path / "log", deaths=1), tmp_path) as cluster:
+        assert dict(cluster.map("abc")) == {"a": "aa", "b": "bb", "c": "cc"}
+    assert (tmp_path / "death-0").exists()
+
+
+def test_local_cluster_worker_killed_while_it_starts_is_started_again(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not killed:
+            for child in psutil.Process().children():
+                if "spawn_main" in " ".join(child.cmdline()):
+                    child.kill()
+                    killed.append(child.pid)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    with LocalCluster(workers=1).connect(tmp_path) as client:
+        client.wait_for_workers(1, timeout=30)
+    thread.join()
+    assert killed
+
+
+def test_local_cluster_that_never_starts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing.spawn, "get_executable", lambda: "/bin/false")
+    with (
+        pytest.raises(PandaError, match="workers of cluster=local do not start"),
+        LocalCluster(workers=1).connect(tmp_path),
+    ):
+        pass
+
+
+def test_slide_cluster_workers_that_all_end_loading_are_refused(tmp_path: Path) -> None:
+    with (
+        pytest.raises(PandaError, match="the workers ended while they loaded the networks"),
+        open_cluster(LocalCluster(workers=1), Letters(tmp_path / "log", deaths=9), tmp_path),
+    ):
+        pass
 
 
 def _list_workers(log: Path) -> list[int]:
@@ -96,19 +140,26 @@ def _start_scheduler(*threads: int, modules: Path = _REPOSITORY) -> Iterator[tup
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     address = f"tcp://127.0.0.1:{port}"
-    log = {"DASK_LOGGING__DISTRIBUTED": "critical"}
-    options: dict[str, Any] = {"cwd": "/", "env": os.environ | log | {"PYTHONPATH": str(modules)}}
-    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", f"--port={port}"]
-    processes = [subprocess.Popen([*dask, "--no-dashboard"], **options)]
-    for count in threads:
-        worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, f"--nthreads={count}"]
-        processes.append(subprocess.Popen([*worker, "--no-dashboard"], **options))
+    with contextlib.ExitStack() as stack:
+        scheduler = stack.enter_context(
+            _start_dask("scheduler", "--host", "127.0.0.1", f"--port={port}", PYTHONPATH=str(modules))
+        )
+        for count in threads:
+            stack.enter_context(_start_dask("worker", address, f"--nthreads={count}", PYTHONPATH=str(modules)))
+        yield address, scheduler
+
+
+@contextlib.contextmanager
+def _start_dask(part: str, *options: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a scheduler or a worker in another folder."""
+    environment = os.environ | {"DASK_LOGGING__DISTRIBUTED": "critical", "PYTHONPATH": str(_REPOSITORY)} | variables
+    command = [sys.executable, "-m", f"distributed.cli.dask_{part}", *options, "--no-dashboard"]
+    process = subprocess.Popen(command, cwd="/", env=environment)
     try:
-        yield address, processes[0]
+        yield process
     finally:
-        for process in reversed(processes):
-            process.terminate()
-            process.wait()
+        process.terminate()
+        process.wait()
 
 
 def test_slide_cluster_runs_on_a_scheduler_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,3 +216,30 @@ def test_slide_cluster_worker_without_package_is_refused(tmp_path: Path) -> None
     ):
         pass
     assert not list(out.iterdir())
+
+
+def test_slide_cluster_late_worker_that_does_not_fit_is_retired(
+    tmp_path: Path, panda_log: pytest.LogCaptureFixture
+) -> None:
+    with (
+        _start_scheduler(1) as (address, _),
+        Client(address) as client,
+        open_cluster(SchedulerAddress(address=address), Letters(tmp_path / "log"), tmp_path) as cluster,
+        contextlib.ExitStack() as stack,
+    ):
+        found = dict[str, str]()
+        for item, result in cluster.map("abcdef"):
+            if not found:
+                late = stack.enter_context(_start_dask("worker", address, "--nthreads=1", LETTERS_FAULT="other code"))
+                client.wait_for_workers(2, timeout=30)
+            found[item] = result
+        late.wait(timeout=20)
+    assert found == {item: 2 * item for item in "abcdef"}
+    assert panda_log.text.count("other code; it is retired, and the others do its slides") == 1
+
+
+def test_slide_worker_with_other_facts_refuses_slides(tmp_path: Path) -> None:
+    with open_cluster(LocalCluster(workers=1), Letters(tmp_path / "log"), tmp_path) as cluster:
+        cluster.facts = "numbers"
+        with pytest.raises(PandaError, match=r"worker tcp://\S+ would give other results than the first one"):
+            list(cluster.map("a"))

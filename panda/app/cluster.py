@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -30,6 +30,8 @@ LOGS = ".workers"
 _CONNECT_S = 10
 _LOOPBACK = "127.0.0.1"
 """Where the processes of this machine listen: they run the code that they receive, so no other machine reaches them."""
+_MOST_STARTS = 3
+"""Times that workers of this machine are started, if one ends before it is there."""
 _POLL_S = 10.0
 """Seconds between two looks at the workers: whether one is lost."""
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -120,7 +122,9 @@ class LocalCluster(ClusterSettings):
             spec[number] = {"cls": Nanny, "options": options}
         options = {"host": _LOOPBACK, "dashboard_address": f"{_LOOPBACK}:0"}
         with (
-            SpecCluster(workers=spec, scheduler={"cls": Scheduler, "options": options}) as cluster,
+            _start_cluster(
+                lambda: SpecCluster(workers=spec, scheduler={"cls": Scheduler, "options": options})
+            ) as cluster,
             _renew_workers(cluster, self.worker_count),
             Client(cluster) as client,
         ):
@@ -235,6 +239,18 @@ class SchedulerAddress(ClusterSettings):
             ) from error
         with client:
             yield client
+
+
+def _start_cluster(start: Callable[[], SpecCluster]) -> SpecCluster:
+    """Start workers of this machine, again if one ends while it starts, because dask then ends all of them."""
+    for _ in range(_MOST_STARTS - 1):
+        with contextlib.suppress(RuntimeError):
+            return start()
+    try:
+        return start()
+    except RuntimeError as error:
+        reason = f"{error} {error.__cause__ or ''}".strip()
+        raise PandaError(f"the workers of cluster=local do not start ({reason}): give fewer cluster.workers") from error
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from distributed.scheduler import KilledWorker
 
 from panda.app.cluster import ClusterSettings
 from panda.app.cluster_worker import (
+    OTHER_RESULTS,
     SHARE,
     Description,
     SlideWorker,
@@ -34,7 +35,7 @@ Facts = TypeVar("Facts")
 log = logging.getLogger(__name__)
 
 MOST_DEATHS = 3
-"""Workers that a slide may kill until it is a failure."""
+"""Workers that a slide may kill until it is a failure; and times that all may end while they load the work."""
 _WAIT_S = 5.0
 """Seconds between two looks at the number of workers."""
 _CONTINUE = "finished slides are kept, and the same command continues from there"
@@ -54,12 +55,12 @@ class SlideCluster(Generic[Facts]):
     def map(self, items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
         """Work on slides, one on each worker, and yield each with its result or its error when it is done.
 
-        A slide whose worker ends is given to another one. If it ends `MOST_DEATHS` of them, its error says so. dask's
-        own count also blames slides that only waited for the same worker, so there are not more slides at a time than
-        workers.
+        A worker that comes later and does not fit is retired. A slide whose worker ends is given to another one. If it
+        ends `MOST_DEATHS` of them, its error says so. dask's own count also blames slides that only waited for the same
+        worker, so there are not more slides at a time than workers.
 
         Raises:
-            PandaError: If the scheduler is lost, or a worker that came later does not fit.
+            PandaError: If the scheduler is lost, or no worker that is left fits.
         """
         upcoming, running = deque(items), dict[Future[CallOutcome[Any]], Item]()
         deaths: Counter[Item] = Counter()
@@ -80,18 +81,29 @@ class SlideCluster(Generic[Facts]):
                             upcoming.appendleft(item)
                         else:
                             yield item, _describe_deaths(deaths[item])
-                    except (CancelledError, WorkerRefusal):
+                    except WorkerRefusal as refusal:
+                        upcoming.appendleft(item)
+                        self._retire(refusal)
+                    except CancelledError:
                         raise
                     except Exception as error:
                         yield item, error
         except (CancelledError, OSError) as error:
-            raise PandaError(f"the scheduler of the workers is lost ({error}); {_CONTINUE}") from error
+            raise _describe_loss(error) from error
         finally:
             with contextlib.suppress(OSError, TimeoutError):
                 self._client.cancel(list(running))
 
     def _submit(self, item: Item) -> Future[CallOutcome[Any]]:
-        return self._client.submit(run_on_worker, self._name, item, pure=False, key=f"{self._name}-{uuid.uuid4().hex}")
+        key = f"{self._name}-{uuid.uuid4().hex}"
+        return self._client.submit(run_on_worker, self._name, item, self.facts, pure=False, key=key)
+
+    def _retire(self, refusal: WorkerRefusal) -> None:
+        """End a worker that does not fit, with a warning, if there are others."""
+        if not self._client.nthreads().keys() - {refusal.address}:
+            raise refusal
+        log.warning("%s; it is retired, and the others do its slides", refusal)
+        self._client.retire_workers([refusal.address], close_workers=True)
 
     def _wait(self, futures: list[Future[CallOutcome[Any]]]) -> set[Future[CallOutcome[Any]]]:
         """Return the futures that are done, after a while also none."""
@@ -115,27 +127,8 @@ class SlideCluster(Generic[Facts]):
 
     def make_ready(self, plugin: SlideWorker[Facts]) -> None:
         """Let all workers that are there load the work, and compare what they say."""
-        try:
-            with contextlib.suppress(OSError):  # a worker was lost just now; those that come get the plugin too
-                self._client.register_plugin(plugin, name=self._name)
-            found: dict[str, Description[Facts]] = self._client.run(
-                describe_worker,
-                self._name,
-                on_error="ignore",  # of one that came just now, or was lost
-            )
-        except OSError:
-            raise
-        except Exception as error:  # dask has no single type for what a worker cannot import
-            raise PandaError(
-                f"a worker has no panda-wsi, or another version of it ({error}): install the same version there, and "
-                "start the worker again"
-            ) from error
+        found = self._load(plugin)
         faults = [one.refusal for one in found.values() if one.refusal]
-        faults += [
-            f"the worker {address} has {count} threads, and works on one slide at a time: start it with --nthreads 1"
-            for address, count in self._client.nthreads().items()
-            if count != 1
-        ]
         faults += [
             f"what the worker {address} writes to {one.answer.parent} does not arrive here: {SHARE}"
             for address, one in found.items()
@@ -147,13 +140,33 @@ class SlideCluster(Generic[Facts]):
         elif not faults:
             faults.append(f"the workers ended while they loaded the networks: start the command again; {_CONTINUE}")
         if other := [address for address, facts in ready.items() if facts != self.facts]:
-            faults.append(
-                f"the workers {', '.join(other)} would give other results than {next(iter(ready))}: give "
-                "engine.device and engine.precision, or workers of one kind"
-            )
+            faults.append(f"the worker {', '.join(other)} {OTHER_RESULTS}")
         if faults:
             raise PandaError("\n".join(faults))
         log.info("%d workers are ready", len(ready))
+
+    def _load(self, plugin: SlideWorker[Facts]) -> dict[str, Description[Facts]]:
+        """Let workers load the work, and return what those say that are still there, by address."""
+        found = dict[str, Description[Facts]]()
+        try:
+            with contextlib.suppress(OSError):  # a worker was lost just now; those that come get the plugin too
+                self._client.register_plugin(plugin, name=self._name)
+            for _ in range(MOST_DEATHS):
+                # One that came just now, or was lost, is passed over.
+                found = self._client.run(describe_worker, self._name, on_error="ignore")
+                if found:
+                    break
+                self.wait_for_worker()
+        except OSError as error:
+            raise _describe_loss(error) from error
+        except PandaError:
+            raise
+        except Exception as error:  # dask has no single type for what a worker cannot import
+            raise PandaError(
+                f"a worker has no panda-wsi, or another version of it ({error}): install the same version there, and "
+                "start the worker again"
+            ) from error
+        return found
 
 
 @contextlib.contextmanager
@@ -185,6 +198,10 @@ def open_cluster(settings: ClusterSettings, work: Work[Facts], folder: Path) -> 
     finally:
         for path in folder.glob(f"{token.name}*"):
             path.unlink(missing_ok=True)
+
+
+def _describe_loss(error: BaseException) -> PandaError:
+    return PandaError(f"the scheduler of the workers is lost ({error}); {_CONTINUE}")
 
 
 def _describe_deaths(count: int) -> PandaError:

@@ -23,6 +23,11 @@ Facts_co = TypeVar("Facts_co", covariant=True)
 
 SHARE = "give an output that all machines share, under the same path"
 """Remedy for a folder that a worker does not see."""
+OTHER_RESULTS = (
+    "would give other results than the first one: give engine.device and engine.precision, or workers of one kind"
+)
+"""Fault and remedy of a worker whose facts differ."""
+_ARRIVAL_S = 10.0
 
 
 class LoadedWork(Protocol[Facts_co]):
@@ -121,14 +126,20 @@ class SlideWorker(WorkerPlugin, Generic[Facts_co]):
         self._facts: Facts_co | None = None
         self._answer: Path | None = None
         self._refusal = ""
+        self._loading: asyncio.Task[None] | None = None
         self._work = pickle.dumps(work)  # a worker imports what it needs beside its event loop
 
     async def setup(self, worker: Worker) -> None:
         """Load the work. An error is kept for the driver, because dask loses that of a worker that comes later."""
-        await asyncio.to_thread(self._load, worker.address)
+        self._loading = asyncio.create_task(asyncio.to_thread(self._load, worker.address, worker.state.nthreads))
+        await self._loading
 
-    def _load(self, address: str) -> None:
+    def _load(self, address: str, threads: int) -> None:
         try:
+            if threads != 1:
+                raise PandaError(
+                    f"it has {threads} threads, and works on one slide at a time: start it with --nthreads 1"
+                )
             self._answer = self._terms.check()
             self._records = collect_logs(self._level)
             loaded: LoadedWork[Facts_co] = pickle.loads(self._work).load()
@@ -137,27 +148,47 @@ class SlideWorker(WorkerPlugin, Generic[Facts_co]):
             text = str(error) if isinstance(error, PandaError) else f"{type(error).__name__}: {error}"
             self._refusal = f"the worker {address} cannot work on these slides: {text}"
 
-    def run(self, item: Item) -> CallOutcome[Any]:
-        """Work on one slide."""
-        if self._loaded is None:
-            raise WorkerRefusal(self._refusal)
+    def run(self, item: Item, facts: object, address: str) -> CallOutcome[Any]:
+        """Work on one slide, if the facts of this worker are those of the others."""
+        if self._loaded is None or self._facts != facts:
+            raise WorkerRefusal(self._refusal or f"the worker {address} {OTHER_RESULTS}", address)
         os.chdir(self._terms.working_folder)  # another command may use this worker too
         return CallOutcome.record_call(self._loaded, item, self._records)
 
-    def describe(self) -> Description[Facts_co]:
-        """Return what the driver must know before the first slide."""
+    async def describe(self) -> Description[Facts_co]:
+        """Return what the driver must know before the first slide, when the work is loaded."""
+        if self._loading is not None:
+            await self._loading
         return Description(self._refusal, self._facts, self._answer)
 
 
 class WorkerRefusal(PandaError):
-    """A worker that does not fit the command."""
+    """A worker that does not fit the command; its arguments are the reason and the address."""
+
+    @property
+    def address(self) -> str:
+        """Where the worker is."""
+        return cast(str, self.args[1])
+
+    def __str__(self) -> str:
+        return cast(str, self.args[0])
 
 
-def run_on_worker(name: str, item: Any) -> CallOutcome[Any]:
+def run_on_worker(name: str, item: Any, facts: object) -> CallOutcome[Any]:
     """Work on one slide with the plugin of this worker."""
-    return cast(SlideWorker[Any], get_worker().plugins[name]).run(item)
+    worker = get_worker()
+    if name not in worker.plugins:
+        raise WorkerRefusal(f"the worker {worker.address} did not get the work", worker.address)
+    return cast(SlideWorker[Any], worker.plugins[name]).run(item, facts, worker.address)
 
 
-def describe_worker(name: str, dask_worker: Worker) -> Description[Any]:
-    """Return what the plugin of a worker says of it."""
-    return cast(SlideWorker[Any], dask_worker.plugins[name]).describe()
+async def describe_worker(name: str, dask_worker: Worker) -> Description[Any]:
+    """Return what the plugin of a worker says of it.
+
+    Raises:
+        TimeoutError: If the worker does not get the plugin.
+    """
+    async with asyncio.timeout(_ARRIVAL_S):
+        while name not in dask_worker.plugins:  # it is on its way if registering ended early at a lost worker
+            await asyncio.sleep(0.05)
+    return await cast(SlideWorker[Any], dask_worker.plugins[name]).describe()
