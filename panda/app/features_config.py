@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +13,8 @@ from pydantic import Field
 
 from panda.app.encoder_choice import USUAL_MPP, describe_scale, find_encoder
 from panda.app.hydra_job import find_idle_faults
-from panda.app.inference_slides import FoundSlides, find_slides
+from panda.app.sharded_slides import ShardedSlides
 from panda.data.feature_origin import FeatureFormat
-from panda.data.settings import SlideSettings
-from panda.data.shard import Shard, parse_shard
 from panda.errors import ConfigError
 from panda.inference.compute import EngineSettings
 from panda.inference.feature_output import SUMMARY, FeatureOutput, FeatureSettings, TilePlan
@@ -38,7 +35,7 @@ _USUAL_SIZE = 256
 _MOST_OVERLAP = 0.9
 
 
-class FeaturesConfig(SlideSettings):
+class FeaturesConfig(ShardedSlides):
     """Keys and nodes of `conf/features.yaml`, which describes them."""
 
     node: ClassVar[str] = ""
@@ -46,9 +43,7 @@ class FeaturesConfig(SlideSettings):
     engine: EngineSettings
     encoder: Text
     encoder_weights: Text | None
-    slides: Text
     output: Text
-    shard: Text | None
     tile_size: int | None = Field(ge=1, le=MOST_PATCH_PX)
     mpp: float | None = Field(ge=MPP_MIN, le=MPP_MAX)
     level: int | None = Field(ge=0)
@@ -59,22 +54,6 @@ class FeaturesConfig(SlideSettings):
     pictures: bool
     debug: bool
     run_dir: Text
-
-    @functools.cached_property
-    def slide_list(self) -> FoundSlides:
-        """The slides, and what was passed over."""
-        return find_slides(self.slides)
-
-    @functools.cached_property
-    def own_shard(self) -> Shard | None:
-        """The shard of this process, None if it encodes all slides."""
-        return None if self.shard is None else parse_shard(self.shard, os.environ)
-
-    @property
-    def own_slides(self) -> list[Path]:
-        """The slides of the shard."""
-        paths = self.slide_list.paths
-        return self.own_shard.take(paths) if self.own_shard else paths
 
     @functools.cached_property
     def card(self) -> EncoderCard:
@@ -142,14 +121,6 @@ class FeaturesConfig(SlideSettings):
         if weights == "cached" and (hub := self.card.hub) is not None:
             with _name_own_keys():
                 find_published(hub, self.card.revision, gated=self.card.gated, download=False)
-
-    @rule
-    def _check_slides(self) -> None:
-        _ = self.slide_list
-
-    @rule
-    def _check_shard(self) -> None:
-        _ = self.own_shard
 
     @rule
     def _check_output(self) -> Iterator[str]:

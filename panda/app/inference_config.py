@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from panda.app.cluster import ClusterSettings, NoCluster
 from panda.app.hydra_job import find_idle_faults
-from panda.app.inference_slides import FoundSlides, check_labels_source, find_labelled_slides, find_slides
+from panda.app.inference_slides import check_labels_source, find_labelled_slides, find_slides
 from panda.app.registry import Slot
+from panda.app.sharded_slides import ShardedSlides
 from panda.data.feature_files import find_feature_files, read_origin
 from panda.data.manifest import SlideRecord, apply_groups, read_groups
 from panda.data.patients import divide_over_bags, group_bags
 from panda.data.settings import SlideSettings
-from panda.data.shard import Shard, parse_shard
 from panda.errors import CheckpointError, ManifestError, PandaError
 from panda.inference.compute import EngineSettings
 from panda.inference.feature_grader import require_features
@@ -81,7 +80,7 @@ class InferenceKeys(SlideSettings):
             yield f"{self.setting('output')} is the folder of a training run: give a folder of its own"
 
 
-class InferenceConfig(InferenceKeys):
+class InferenceConfig(ShardedSlides, InferenceKeys):
     """The keys of an inference that maps slides."""
 
     checkpoint: Text
@@ -98,22 +97,6 @@ class InferenceConfig(InferenceKeys):
         return self._read("grading_checkpoint", GradingMetadata) if self.grading_checkpoint else None
 
     @functools.cached_property
-    def slide_list(self) -> FoundSlides:
-        """The slides, and what was passed over."""
-        return find_slides(self.slides)
-
-    @functools.cached_property
-    def own_shard(self) -> Shard | None:
-        """The shard of this process, None if it maps all slides."""
-        return None if self.shard is None else parse_shard(self.shard, os.environ)
-
-    @property
-    def own_slides(self) -> list[Path]:
-        """The slides of the shard."""
-        paths = self.slide_list.paths
-        return self.own_shard.take(paths) if self.own_shard else paths
-
-    @functools.cached_property
     def labelled(self) -> dict[str, SlideRecord]:
         """The slides with a label mask, by name."""
         return find_labelled_slides(self.labels, self.slide_list.paths, self.segmentation)
@@ -121,10 +104,6 @@ class InferenceConfig(InferenceKeys):
     @rule
     def _check_files(self) -> None:
         require_parquet(len(self.slide_list.paths))
-
-    @rule
-    def _check_shard(self) -> None:
-        _ = self.own_shard
 
     @rule
     def _check_patients(self) -> Iterator[str]:
