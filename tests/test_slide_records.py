@@ -170,3 +170,14 @@ def test_records_damaged_list_is_refused_and_replaced(tmp_path: Path, content: b
     assert records.write_run("ba", "x", run.summary).slides == run.slides
     records.expect(run)
     assert records.list_missing().named == ["a", "b"]
+
+
+def test_records_last_run_of_one_second_is_newest_file(tmp_path: Path) -> None:
+    for number in range(2):
+        open_records(tmp_path).write_run(["a"], str(number), {"date": "2026-01-01T00:00:00+00:00"})
+    for newest in range(2):
+        for path in (tmp_path / ".records").glob("*.json"):
+            os.utime(path, ns=(1, 2 if f'"made_with": "{newest}"' in path.read_text() else 1))
+        last = open_records(tmp_path).find_last_run()
+        assert last is not None
+        assert last.made_with == str(newest)

@@ -226,10 +226,11 @@ class SlideRecords:
         found = []
         for path in self.folder.glob("*.json"):
             try:
-                found.append(read_model(path, _RUN, "it is not used"))
+                run = read_model(path, _RUN, "it is not used")
+                found.append((run.date, path.stat().st_mtime_ns, run))  # dates are whole seconds
             except (OSError, PandaError) as error:
                 log.warning("%s", error)
-        return max(found, key=lambda run: run.date, default=None)
+        return max(found, key=lambda one: one[:2])[2] if found else None
 
     def expect(self, run: RunRecord) -> None:
         """Count all slides of a run as missing until `settle`.
