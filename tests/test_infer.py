@@ -202,7 +202,7 @@ def test_infer_collect_counts_failures_of_its_run_only(tmp_path: Path, slides: P
         run("*.tiff", "shard=1/1")
     (slides / "d.tiff").unlink()
     run("*.tiff", "shard=1/1")
-    run("*.tiff", f"collect={out}", "checkpoint=null", "slides=null")
+    collect(OmegaConf.create({"collect": str(out), "debug": False, "run_dir": str(out)}))
     assert read_column(out / "failures.csv", "slide_id") == ["d"]
 
 
