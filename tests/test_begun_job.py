@@ -76,6 +76,15 @@ def test_find_begun_begins_resumes_or_reuses(leave: Callable[..., Path]) -> None
     assert begun.finished is not None
 
 
+@pytest.mark.parametrize("result", ["summary.json", "training.json", "checkpoints/last.ckpt/a folder"])
+def test_find_begun_without_its_checkpoint_is_refused(leave: Callable[..., Path], result: str) -> None:
+    folder = leave("config.yaml")
+    (folder / result).parent.mkdir(parents=True, exist_ok=True)
+    (folder / result).write_text("{}")
+    with pytest.raises(ConfigError, match=r"no file \S+last\.ckpt to continue from: restore it"):
+        find_begun_run(CFG, folder)
+
+
 def test_find_begun_of_other_configuration_is_refused(leave: Callable[..., Path]) -> None:
     folder = leave("config.yaml", "checkpoints/last.ckpt")
     assert find_begun_run(OmegaConf.merge(CFG, {"name": "b", "debug": True, "run_dir": "y"}), folder).last  # type: ignore[arg-type]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -225,11 +227,51 @@ def test_search_folder_of_another_study_is_refused() -> None:
             SearchStudy(open_storage(address), PLAN, Path(folder))
 
 
-@pytest.mark.parametrize("address", ["nonsense", "postgresql://nobody@localhost:1/x", "sqlite:///a file/study.db"])
+def test_search_folder_of_a_sweep_is_refused() -> None:
+    Path("sweep-study", "0").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="do not belong together"):
+        Search(open_storage("sqlite:///a.db"), PLAN, Path("sweep-study"))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "nonsense",
+        "postgresql://nobody@localhost:1/x",
+        *(scheme + name for scheme in ("sqlite:///", "journal:///") for name in ("", "a file/study", "a folder")),
+    ],
+)
 def test_open_storage_impossible_is_refused(address: str) -> None:
     Path("a file").touch()
-    with pytest.raises(ConfigError, match=r"cannot be opened .*; give "):
+    Path("a folder").mkdir()
+    with pytest.raises(ConfigError, match=r"- study=.* cannot be opened .*; give "):
         open_storage(address)
+
+
+@pytest.mark.parametrize("content", [b"text\n", b"\xff\xfe no line", b'{"op_code":0}\n', b'{"op_code":0\n{"op_code":'])
+def test_open_storage_of_another_file_leaves_it(content: bytes) -> None:
+    path = Path("study.log")
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"study=journal:///study.log cannot be opened .*; give "):
+        open_storage("journal:///study.log")
+    assert path.read_bytes() == content
+
+
+def test_open_storage_of_another_database_leaves_it() -> None:
+    path = Path("study.db")
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE slides (name TEXT)")
+    content = path.read_bytes()
+    with pytest.raises(ConfigError, match="database of another program"):
+        open_storage("sqlite:///study.db")
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("word", ["name=a/b", "name=..", "study=sqlite:///-x.db"])
+def test_search_name_of_no_folder_is_refused(word: str) -> None:
+    words = {"study": "study=sqlite:///x.db"} | {word.partition("=")[0]: word}
+    with pytest.raises(ConfigError, match=r"name=\S+ must be a plain name.*begin with a letter"):
+        search([*words.values(), "n=1", "optim.lr=log(1e-5,1e-2)"])
 
 
 _OPENS = """

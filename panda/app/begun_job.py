@@ -58,7 +58,7 @@ def find_begun_run(cfg: DictConfig, folder: Path) -> BegunRun:
     """Find the run that a command began, in `folder` or, for an unnamed run with `resume=auto`, beside it.
 
     Raises:
-        ConfigError: If the run has another configuration.
+        ConfigError: If the run has another configuration, or has lost its checkpoint.
     """
     if cfg.resume not in (None, AUTO):
         return BegunRun(folder, Path(cfg.resume))
@@ -73,8 +73,15 @@ def find_begun_run(cfg: DictConfig, folder: Path) -> BegunRun:
     summary, _ = read_summary(folder)
     if summary is not None and is_finished(folder):
         return BegunRun(folder, finished=summary)
+    if _was_taken_over(folder):
+        return BegunRun(folder)
     last = folder / "checkpoints" / "last.ckpt"
-    return BegunRun(folder, last if last.is_file() and not _was_taken_over(folder) else None)
+    if not last.is_file():
+        raise ConfigError(
+            f"name={cfg.name}: {folder} has results of a run, but no file {last} to continue from: restore it, or give "
+            "another name"
+        )
+    return BegunRun(folder, last)
 
 
 def is_finished(folder: Path) -> bool:

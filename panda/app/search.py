@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from panda.app.resume import SESSION_KEYS
 from panda.app.search_space import Words, parse_words
 from panda.errors import INSTALL_CLUSTER, ConfigError, PandaError
 from panda.files import CONF, write_whole
-from panda.settings import Count, Seed, Settings, Text, escape
+from panda.settings import Count, Seed, Settings, Text, accept, escape
 
 if TYPE_CHECKING:
     import optuna
@@ -46,13 +47,19 @@ continues a search, and several processes share it.
 """
 
 
+def _is_name(name: Any) -> bool:
+    return name is None or re.fullmatch(r"\w[\w .+-]*", str(name)) is not None
+
+
 class SearchSettings(Settings):
     """Settings of a search, which `HELP` describes."""
 
     node: ClassVar[str] = ""
     study: Text
     n: Count
-    name: Annotated[str, Field(pattern=r"^\w[\w .+-]*$")] | None = None
+    name: Annotated[str | int | None, accept("a plain name", _is_name)] = Field(
+        None, description="use letters, digits, blanks and _ . + - in it, and begin with a letter, a digit or _"
+    )
     prune: bool = True
     sampler_seed: Seed = 0
 
@@ -70,7 +77,7 @@ def search(arguments: Sequence[str]) -> None:
         from panda.app import search_study  # noqa: PLC0415
     except ImportError as error:
         raise ConfigError(f"a search needs optuna ({error}): {INSTALL_CLUSTER}") from error
-    name = settings.name or "search"
+    name = str(settings.name or "search")
     task, maximize = _check_probes(words, name)
     plan = search_study.Plan(
         name=name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from panda.app.search_space import Dimension
-from panda.errors import ConfigError, LockedError
+from panda.errors import ConfigError, LockedError, PandaError
 from panda.files import hold_lock, write_whole
 
 _RECORD = "search"
@@ -28,6 +29,8 @@ _PLACE = ".search"
 _MOST_STARTS = 3
 """Starts of a trial that made no progress since the one before."""
 _JOURNAL, _SQLITE = "journal:///", "sqlite:///"
+_ENTRY = b'{"op_code":'
+"""Begin of each line of a journal."""
 _NETWORK = ("nfs", "lustre", "cifs", "smb", "gpfs", "beegfs", "ceph", "afs", "panfs", "orangefs", "9p")
 _NETWORK_FUSE = ("fuse.glusterfs", "fuse.sshfs", "fuse.ceph", "fuse.gcsfuse", "fuse.s3fs", "fuse.juicefs")
 """File systems that several machines mount."""
@@ -57,35 +60,54 @@ def open_storage(address: str) -> BaseStorage:
     Raises:
         ConfigError: If the address is none, or cannot be opened, or is a file of SQLite on a network file system.
     """
-    if address.startswith(_JOURNAL):
-        path = Path(address.removeprefix(_JOURNAL))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(path), _JournalLock(path)))
-    if not address.startswith(_SQLITE):
-        return _open_database(address)
-    path = Path(address.removeprefix(_SQLITE))
+    try:
+        if address.startswith(_JOURNAL):
+            return _open_journal(_find_file(address, _JOURNAL))
+        if address.startswith(_SQLITE):
+            return _open_sqlite(address, _find_file(address, _SQLITE))
+        return RDBStorage(address)
+    except PandaError:
+        raise
+    except Exception as error:  # SQLAlchemy, its drivers and a damaged journal have errors of their own
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"study={address} cannot be opened ({reason}); give {_SQLITE}FILE.db, {_JOURNAL}FILE.log or the address "
+            "of a database server whose driver is installed"
+        ) from error
+
+
+def _find_file(address: str, scheme: str) -> Path:
+    path = Path(address.removeprefix(scheme))
+    if not path.name or (path.exists() and not path.is_file()):
+        raise ValueError("it names no plain file")
+    return path
+
+
+def _open_journal(path: Path) -> BaseStorage:
+    with hold_lock(path):
+        if path.exists() and not _ENTRY.startswith(head := _read_head(path)):
+            raise ValueError(f"the file begins with {head!r} and is no journal of optuna")
+    return JournalStorage(JournalFileBackend(str(path), _JournalLock(path)))
+
+
+def _read_head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(_ENTRY))
+
+
+def _open_sqlite(address: str, path: Path) -> BaseStorage:
     if (kind := _find_file_system(path)).startswith(_NETWORK + _NETWORK_FUSE):
         raise ConfigError(
             f"study={address}: the file is on {kind}, and databases of SQLite break on network file systems; give "
             f"study={_JOURNAL}{path.with_suffix('.log')}, a local path, or a database server"
         )
-    try:
-        # Two processes that make the tables at the same time would both fail.
-        with hold_lock(path):
-            return _open_database(address, connect_args={"timeout": 60})
-    except OSError as error:
-        raise ConfigError(f"study={address} cannot be opened ({error.strerror}); give another path") from error
-
-
-def _open_database(address: str, **options: Any) -> BaseStorage:
-    try:
-        return RDBStorage(address, engine_kwargs=options)
-    except Exception as error:  # SQLAlchemy and each driver have errors of their own
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"study={address} cannot be opened ({reason}); give {_SQLITE}FILE.db, {_JOURNAL}FILE.log or the address "
-            "of a database server whose driver is installed"
-        ) from error
+    # Two processes that make the tables at the same time would both fail.
+    with hold_lock(path):
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and "version_info" not in tables:
+            raise ValueError("the file is a database of another program")
+        return RDBStorage(address, engine_kwargs={"connect_args": {"timeout": 60}})
 
 
 def _find_file_system(path: Path) -> str:
@@ -155,7 +177,8 @@ class SearchStudy:
         """Check that the study is of this command, and that its trials are in this folder."""
         mark, now = self.folder / _PLACE, self.plan.describe()
         record = self.study.user_attrs.get(_RECORD)
-        if record is None and not self.study.get_trials(deepcopy=False) and not mark.exists():
+        is_empty = all(path.name.startswith(".") for path in self.folder.iterdir()) and not mark.exists()
+        if record is None and is_empty and not self.study.get_trials(deepcopy=False):
             record = {**now, "place": uuid.uuid4().hex}
             write_whole(mark, record["place"])
             self.study.set_user_attr(_RECORD, record)
