@@ -283,6 +283,14 @@ def test_sweeper_that_searches_for_the_worst_is_refused_from_file() -> None:
         check_hydra_node(OmegaConf.create({"hydra": {"sweeper": optuna}}))
 
 
+@pytest.mark.parametrize("name", ["a/b", "..", "/tmp/x"])
+def test_sweep_name_of_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+    done = run_entry_point("train", tmp_path, "-m", f"name={name}", "optim.lr=1,2")
+    assert done.returncode == 1
+    assert f"name={name} must be a plain name" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_sweeper_that_searches_for_the_worst_is_refused(tmp_path: Path) -> None:
     done = run_entry_point("train", tmp_path, "-m", "hydra/sweeper=optuna", "model=unett", "optim.lr=1,2")
     assert done.returncode == 1

@@ -230,7 +230,7 @@ def test_search_folder_of_another_study_is_refused() -> None:
 def test_search_folder_of_a_sweep_is_refused() -> None:
     Path("sweep-study", "0").mkdir(parents=True)
     with pytest.raises(ConfigError, match="do not belong together"):
-        Search(open_storage("sqlite:///a.db"), PLAN, Path("sweep-study"))
+        SearchStudy(open_storage("sqlite:///a.db"), PLAN, Path("sweep-study"))
 
 
 @pytest.mark.parametrize(

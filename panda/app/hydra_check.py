@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from panda.app.build import Faults
 from panda.app.command_line import explain
+from panda.app.hydra_job import is_plain_name, read_key
 from panda.app.ranks import find_launch, find_sweep_faults
 from panda.app.registry import SPECIAL
 from panda.errors import ConfigError
@@ -63,8 +64,11 @@ def install_hydra_check() -> None:
                 left.remove(argument)
         with faults.collect():
             check_hydra_node(cfg)
-            if run_mode == RunMode.MULTIRUN and config_name == "train" and not _varies_trainer(left):
-                faults.add(*find_sweep_faults(find_launch(), cfg))
+            if run_mode == RunMode.MULTIRUN and config_name == "train":
+                if not is_plain_name(name := read_key(cfg, "name")):
+                    faults.add(f"name={name} must be a plain name: it becomes a folder under runs/")
+                if not _varies_trainer(left):
+                    faults.add(*find_sweep_faults(find_launch(), cfg))
         if faults.found:
             if run_mode == RunMode.RUN and config_name in ENTRY_POINTS:
                 _add_faults_of_job(cfg, config_name, faults)

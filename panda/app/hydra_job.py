@@ -42,6 +42,13 @@ def is_unnamed(cfg: Any) -> bool:
     return HydraConfig.initialized() and not is_multirun() and cfg.name is None and cfg.resume in (None, AUTO)
 
 
+def is_plain_name(name: Any) -> bool:
+    """Return whether a value can name the folder of a run or sweep; None stands for the time."""
+    if name is None or (isinstance(name, int) and not isinstance(name, bool)):
+        return True
+    return isinstance(name, str) and bool(name.strip()) and Path(name).name == name and name != ".."
+
+
 def make_new_folder(folder: Path) -> Path:
     """Make the folder of an unnamed run or sweep, with a number if another of the same second has it; return it."""
     names = itertools.chain([folder.name], (f"{folder.name}-{number}" for number in itertools.count(2)))

@@ -11,7 +11,7 @@ from torch import nn
 
 from panda.app.begun_job import holds_run, is_finished
 from panda.app.build import build
-from panda.app.hydra_job import AUTO, is_multirun, is_unnamed
+from panda.app.hydra_job import AUTO, is_multirun, is_plain_name, is_unnamed
 from panda.app.registry import Slot
 from panda.app.tracking import Tracking
 from panda.app.trainer import TrainerSettings
@@ -36,12 +36,6 @@ LOSSES = (
     "torchmetrics.segmentation",
 )
 """Packages whose losses a configuration may build."""
-
-
-def _is_name(name: Any) -> bool:
-    if name is None or (isinstance(name, int) and not isinstance(name, bool)):
-        return True
-    return isinstance(name, str) and bool(name.strip()) and Path(name).name == name and name != ".."
 
 
 def _is_threshold(value: Any) -> bool:
@@ -82,7 +76,7 @@ class TrainConfig(Settings):
     logger: Tracking
     quantify: QuantifySettings
     engine: EngineSettings
-    name: Annotated[str | int | None, accept("a plain name", _is_name)] = Field(
+    name: Annotated[str | int | None, accept("a plain name", is_plain_name)] = Field(
         description="it becomes a folder under runs/; quote a number with a point or an exponent"
     )
     seed: Seed
