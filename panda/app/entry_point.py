@@ -244,6 +244,11 @@ def _restore_sweeps() -> None:
                 remove(folder)
 
 
+def list_refusals() -> list[str]:
+    """Return why jobs of this process were refused or lost slides."""
+    return list(_refusals)
+
+
 def exit_status() -> int:
     """Return 0 if no job of this process was refused or lost slides, otherwise 1."""
     return int(bool(_refusals))

@@ -127,6 +127,11 @@ def list_keys() -> list[str]:
     return [*map(_read_key, list_overrides())]
 
 
+def has_arguments() -> bool:
+    """Return whether this process has the arguments of the command line; that of a launcher's job has none."""
+    return bool(_arguments)
+
+
 def is_typed(key: str) -> bool:
     """Return whether a key was typed on the command line.
 

@@ -8,6 +8,8 @@ from panda.settings import format_override
 
 SUBMITIT = ".submitit"
 """Folder of a sweep with the files of submitit."""
+REFUSED = f"{SUBMITIT}/refused"
+"""Folder with a file for each job that was refused in a process of its own, with the reason."""
 
 
 def has_submitted(sweep: Path) -> bool:

@@ -11,10 +11,13 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from panda.app.entry_point import guard, record_failed_jobs, refuse, remember_sweep
-from panda.app.hydra_job import is_typed, make_new_folder
+from panda.app.entry_point import guard, list_refusals, record_failed_jobs, refuse, remember_sweep
+from panda.app.hydra_job import has_arguments, is_typed, make_new_folder
+from panda.app.launcher import REFUSED
 from panda.app.ranks import find_launch
 from panda.app.signals import name_signal
+from panda.errors import PandaError
+from panda.files import remove, write_whole
 from panda.settings import quote
 
 
@@ -33,6 +36,7 @@ class SweepPage(Callback):
                 config.hydra.sweep.dir = str(folder)
                 config.hydra.overrides.hydra.append(shlex.split(quote(f"hydra.sweep.dir={folder}"))[0])
         remember_sweep(folder)
+        remove(folder / REFUSED)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Run the jobs that wait for the training of this one, in the process that ran it."""
@@ -42,14 +46,21 @@ class SweepPage(Callback):
 
             typed = list(config.allow_packages) if is_typed("allow_packages") else []
             run_registered(guard(train), typed)
+            folder = Path(config.hydra.runtime.output_dir)
+            if not has_arguments() and (refusals := list_refusals()):
+                # The process that started the sweep sees no difference to a job without a figure.
+                write_whole(folder.parent / REFUSED / folder.name, "\n".join(refusals))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the page and record failed jobs, after the last job."""
         # Imported here, because Hydra builds its callbacks even for --help.
+        from panda.report.run_folder import make_natural_key, read_text  # noqa: PLC0415
         from panda.report.sweep_jobs import describe_states, is_successful, read_jobs  # noqa: PLC0415
         from panda.report.sweep_page import write_sweep  # noqa: PLC0415
 
         folder = Path(config.hydra.sweep.dir)
+        for file in sorted((folder / REFUSED).glob("[!.]*"), key=lambda path: make_natural_key(path.name)):
+            refuse(PandaError(f"job {file.name}: {read_text(file)}"), folder)
         jobs = read_jobs(folder)
         record_failed_jobs(sum(not is_successful(job) for job in jobs))
         print(describe_states(jobs))
