@@ -96,3 +96,10 @@ def test_sweep_command_lost_slides_are_no_success(tmp_path: Path, lost: int, sta
 def test_sweep_command_missing_folder_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "absent")]) == 1
     assert "is not a folder" in capsys.readouterr().err
+
+
+def test_sweep_command_run_is_refused_untouched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    assert main([str(tmp_path)]) == 1
+    assert "is a run: give the folder of a sweep" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]

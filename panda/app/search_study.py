@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping
@@ -71,9 +72,13 @@ def open_storage(address: str) -> BaseStorage:
     except Exception as error:  # SQLAlchemy, its drivers and a damaged journal have errors of their own
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"study={address} cannot be opened ({reason}); give {_SQLITE}FILE.db, {_JOURNAL}FILE.log or the address "
+            f"study={_hide_password(address)} cannot be opened ({reason}); give {_SQLITE}FILE.db, {_JOURNAL}FILE.log or the address "
             "of a database server whose driver is installed"
         ) from error
+
+
+def _hide_password(address: str) -> str:
+    return re.sub(r"(://[^:@/]*):[^@]*@", r"\1:***@", address)
 
 
 def _find_file(address: str, scheme: str) -> Path:

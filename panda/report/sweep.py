@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = parser.parse_args(arguments).folder
     try:
         require_folder(folder)
+        if (folder / "config.yaml").is_file():
+            raise PandaError(f"{folder} is a run: give the folder of a sweep, runs/<task>/sweep-NAME")
         jobs = read_jobs(folder)
         page = write_sweep(folder, jobs)
     except (PandaError, OSError) as error:
