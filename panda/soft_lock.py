@@ -124,6 +124,15 @@ def _read_process(pid: int) -> _Process | None:
     return _Process(fields[0] in (b"Z", b"X"), int(fields[19]))
 
 
+def interrupt_main_thread() -> None:
+    """Interrupt the main thread as Ctrl-C does; by SIGTERM in a process that a shell started in the background.
+
+    Shells without job control let such a process ignore SIGINT.
+    """
+    ignores = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM if ignores else signal.SIGINT)
+
+
 @contextlib.contextmanager
 def hold_soft_lock(folder: Path, name: Path, *, wait: bool) -> Iterator[None]:
     """Hold the lock whose holders are files in `folder`, which is made.
@@ -255,7 +264,7 @@ class _Claim:
                 os.utime(self._path)
             except FileNotFoundError:
                 log.error("%s: another run took over the lock of this one, which stops", self._name)
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                interrupt_main_thread()
                 return
             except OSError as error:  # a network file system may be away for a while
                 log.warning("%s: its lock %s cannot be touched (%s)", self._name, self._path, error.strerror)

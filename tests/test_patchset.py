@@ -170,7 +170,7 @@ def test_count_workers_auto_leaves_one_core(
     monkeypatch: pytest.MonkeyPatch, cores: int, devices: int, workers: int
 ) -> None:
     monkeypatch.setattr("panda.data.loaders.count_cores", lambda: cores)
-    trainer: Any = SimpleNamespace(world_size=devices)
+    trainer: Any = SimpleNamespace(num_devices=devices)
     assert count_workers("auto", trainer) == workers
     assert count_workers(5, trainer) == 5
     assert count_workers("auto") == min(cores - 1, 16)

@@ -247,3 +247,25 @@ def test_soft_lock_killed_anywhere_has_one_holder(tmp_path: Path, foreign: bool)
     statuses |= {os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in alive}
     assert statuses == {0, -signal.SIGKILL}
     assert len(_list_files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_interrupt_main_thread_stops_a_process_in_the_background_too(ignored: bool) -> None:
+    program = f"""
+import signal, threading, time
+from panda.soft_lock import interrupt_main_thread
+
+def stop(*_):
+    raise KeyboardInterrupt
+
+if {ignored}:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, stop)
+threading.Timer(0.1, interrupt_main_thread).start()
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=True)
+    assert ran.stdout == "stopped\n"

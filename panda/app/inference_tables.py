@@ -202,7 +202,7 @@ class InferenceTables:
             return found.outcomes
         if result.slide_id != found.slide_id:
             folder = self.folder / found.slide_id
-            log.warning("%s: it has the results of slide %s: rename or remove this folder", folder, result.slide_id)
+            log.warning("%s: it has the results of slide %s: give it another name", folder, result.slide_id)
             return found.outcomes
         outcome = self._describe(result, found.state)
         if self._records.find_state(found.slide_id) == found.state:

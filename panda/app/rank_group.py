@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import queue
-import signal
 import socket
 import threading
 import time
@@ -22,6 +21,7 @@ from typing import Any
 from panda.app.ranks import Launch, RankError
 from panda.app.signals import forget_signals
 from panda.errors import PandaError
+from panda.soft_lock import interrupt_main_thread
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,6 @@ class RankGroup:
         self._failed, self._noticed, self._heard = threading.Event(), threading.Event(), threading.Event()
         self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._main = threading.get_ident()
         for link in links:
             threading.Thread(target=self._listen, args=(link,), daemon=True).start()
 
@@ -212,6 +211,6 @@ class RankGroup:
         """Interrupt the main thread; end the process if it waits for a collective operation that never returns."""
         if self._noticed.wait(_NOTICE_SECONDS / 4):
             return
-        signal.pthread_kill(self._main, signal.SIGINT)
+        interrupt_main_thread()
         if not self._noticed.wait(GRACE_SECONDS):
             os._exit(self.status or 1)

@@ -72,8 +72,8 @@ def open_storage(address: str) -> BaseStorage:
     except Exception as error:  # SQLAlchemy, its drivers and a damaged journal have errors of their own
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"study={_hide_password(address)} cannot be opened ({reason}); give {_SQLITE}FILE.db, {_JOURNAL}FILE.log or the address "
-            "of a database server whose driver is installed"
+            f"study={_hide_password(address)} cannot be opened ({reason}); give {_SQLITE}FILE.db, {_JOURNAL}FILE.log "
+            "or the address of a database server whose driver is installed"
         ) from error
 
 
