@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sqlite3
 import subprocess
@@ -23,6 +24,7 @@ from panda.app import search_study  # noqa: E402  (needs optuna)
 from panda.app.search_study import Plan, SearchStudy, open_storage  # noqa: E402
 
 OWN = tuple(SearchSettings.model_fields)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 STUDIES = ("sqlite:///study.db", "journal:///study.log")
 RATE = Dimension(low=1e-5, high=1e-2, is_log=True)
 SPACE = {"optim.lr": RATE, "loss": Dimension(choices=("bce", "dice"))}
@@ -172,7 +174,10 @@ with study.take_trial(1) as trial:
 
 @pytest.mark.parametrize("address", STUDIES)
 def test_search_trial_of_killed_process_is_continued(address: str) -> None:
-    ended = [subprocess.run([sys.executable, "-c", _DIES, address], check=False).returncode for _ in range(2)]
+    ended = [
+        subprocess.run([sys.executable, "-c", _DIES, address], env=ENVIRONMENT, check=False).returncode
+        for _ in range(2)
+    ]
     assert ended == [-signal.SIGKILL] * 2
     study = SearchStudy(open_storage(address), PLAN, Path("sweep-study"))
     with study.take_trial(1) as trial:
@@ -285,7 +290,7 @@ open_storage("sqlite:///study.db")
 
 def test_open_storage_of_processes_at_once_works() -> None:
     command = [sys.executable, "-c", _OPENS, str(time.time() + 5)]
-    started = [subprocess.Popen(command) for _ in range(4)]
+    started = [subprocess.Popen(command, env=ENVIRONMENT) for _ in range(4)]
     assert [process.wait(timeout=60) for process in started] == [0] * 4
 
 

@@ -106,7 +106,7 @@ def test_train_wandb_dashboard_shows_run(trained_run: Path) -> None:
     assert {"model=unet", "loss=bce_dice", "data=synthetic", "mine"} <= set(run.about.tags)
     assert run.config["model/encoder_name"] == "resnet18"
     assert run.config["data/draw/slides"] == 10
-    assert run.config["versions/torch"] == version("torch")
+    assert run.config["software/torch"] == version("torch")
     assert not any(isinstance(value, dict) for key, value in run.config.items() if key != "_wandb")
     assert run.steps == {"*": "epoch", "train/loss_step": "trainer/global_step", "trainer/global_step": ""}
     epochs = [row for row in table(trained_run / "metrics.csv") if row["val/dice"]]
