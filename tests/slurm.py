@@ -212,7 +212,7 @@ def _count_idle_nodes(slurm: Slurm) -> int:
 def _wait_a_moment(slurm: Slurm, daemons: list[subprocess.Popen[bytes]], end: float) -> None:
     time.sleep(0.1)
     if time.monotonic() > end or any(daemon.poll() is not None for daemon in daemons):
-        raise RuntimeError(f"SLURM did not start within {_START_SECONDS} s:{slurm.read_logs()}")
+        raise SlurmAbsentError(f"SLURM did not start within {_START_SECONDS} s:{slurm.read_logs()}")
 
 
 def _stop(slurm: Slurm, daemons: list[subprocess.Popen[bytes]]) -> None:
