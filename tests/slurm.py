@@ -216,7 +216,7 @@ def _wait_a_moment(slurm: Slurm, daemons: list[subprocess.Popen[bytes]], end: fl
 
 
 def _stop(slurm: Slurm, daemons: list[subprocess.Popen[bytes]]) -> None:
-    """Stop the daemons in the reverse order of their start, and whatever job outlives them."""
+    """Stop the daemons in the reverse order of their start, and then the jobs that outlive them."""
     for daemon in reversed(daemons):
         daemon.terminate()
     for daemon in daemons:

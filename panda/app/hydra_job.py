@@ -17,7 +17,7 @@ from panda.files import write_whole
 
 AUTO = "auto"
 """Value of `resume` for the run that the same command began."""
-LOSS_CLASSES = {
+_LOSS_CLASSES = {
     "ordinal": "panda.models.grade_losses.CumulativeLoss",
     "regression": "torch.nn.HuberLoss",
     "survival": "panda.models.grade_losses.CoxLoss",
@@ -85,7 +85,7 @@ def job_folder(own: str | None) -> str | None:
 
 def loss_of_kind(kind: str) -> str:
     """Return the class of the loss of a kind of target, see `conf/loss/by_kind.yaml`; `auto` is `isup` or `cancer`."""
-    return LOSS_CLASSES.get(str(kind), "torch.nn.CrossEntropyLoss")
+    return _LOSS_CLASSES.get(str(kind), "torch.nn.CrossEntropyLoss")
 
 
 def run_folder(resume: str | None, task: str, name: str | None, now: str) -> str:

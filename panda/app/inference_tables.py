@@ -76,7 +76,6 @@ class InferenceTables:
     Args:
         folder: The folder.
         made_with: Fingerprint of the provenance.
-
         is_shard: Whether other processes map the other slides; then the tables are not written during the run.
 
     Attributes:
