@@ -21,11 +21,12 @@ from omegaconf import DictConfig
 from panda.app.command_line import explain
 from panda.app.hydra_check import install_hydra_check
 from panda.app.hydra_job import is_multirun, read_key, register_resolvers, remember_arguments, write_overrides
-from panda.app.launcher import SUBMITIT, advise_sweep, explain_launcher, has_submitted
+from panda.app.launcher import advise_sweep, explain_launcher, has_submitted
+from panda.app.own_sweeps import close_sweeps, forget_sweeps, list_sweeps, restore_sweeps
 from panda.app.ranks import RankError, find_launch
 from panda.app.signals import is_interruption, name_signal, pass_on_signal, stop_on_signals
 from panda.errors import ConfigError, PandaError, find_exhaustion
-from panda.files import open_log, remove, write_whole
+from panda.files import open_log, write_whole
 
 log = logging.getLogger("panda")
 
@@ -45,11 +46,8 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C, with the command to continue as its message. It ends a multirun too."""
 
 
-MULTIRUN = "multirun.yaml"
-"""The command of a sweep, which Hydra writes."""
 _refusals: list[str] = []
 _crashes: list[BaseException] = []
-_sweeps: dict[Path, bytes | None] = {}
 _closes_logs = ContextVar("_closes_logs", default=False)
 
 P = ParamSpec("P")
@@ -71,8 +69,8 @@ def enter(main: Callable[[], Any], *, joint: bool = False) -> NoReturn:
     except KeyboardInterrupt as stop:
         set_up_logging(debug)
         by = f" by {name_signal()}" if name_signal() else ""
-        _close_sweeps()
-        submitted = [advise_sweep(folder) for folder in _sweeps if has_submitted(folder)]
+        close_sweeps()
+        submitted = [advise_sweep(folder) for folder in list_sweeps() if has_submitted(folder)]
         remedy = "; ".join(submitted) or str(stop) or "finished work is kept, and the same command continues from there"
         log.error("interrupted%s; %s", by, remedy)
         sys.exit(130)
@@ -80,14 +78,14 @@ def enter(main: Callable[[], Any], *, joint: bool = False) -> NoReturn:
         if _crashes:
             raise
         set_up_logging(debug)
-        _close_sweeps()
-        said = next(filter(None, (explain_launcher(error, folder) for folder in _sweeps)), None)
+        close_sweeps()
+        said = next(filter(None, (explain_launcher(error, folder) for folder in list_sweeps())), None)
         fault = error if isinstance(error, ConfigError) else ConfigError(said or explain(error, sys.argv[1:])[0])
         _refusals.append(str(fault))
         if not (joint and find_launch().rank):
             log.error("ConfigError: %s", fault, exc_info=error if debug else None)
     finally:
-        _restore_sweeps()
+        restore_sweeps()
     sys.exit(exit_status())
 
 
@@ -208,40 +206,10 @@ def _leave_trace(folder: Path, error: BaseException) -> None:
                 write_overrides(folder)
 
 
-def remember_sweep(folder: Path) -> None:
-    """Remember a sweep with its `multirun.yaml`, which Hydra overwrites before it checks the jobs."""
-    written = folder / MULTIRUN
-    _sweeps[folder] = written.read_bytes() if written.is_file() else None
-
-
 def record_failed_jobs(failed: int) -> None:
     """Record for the exit status that jobs failed in processes of their own."""
     if failed and not _refusals:
         _refusals.append(f"{failed} jobs of the sweep failed")
-
-
-def _close_sweeps() -> None:
-    """Write the pages of sweeps whose launcher was ended, if a job has left something."""
-    for folder in _sweeps:
-        if folder.is_dir() and any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()):
-            from panda.report.sweep_page import write_sweep  # noqa: PLC0415
-
-            with contextlib.suppress(OSError, PandaError):
-                write_sweep(folder)
-
-
-def _restore_sweeps() -> None:
-    """Restore the `multirun.yaml` that each sweep began with, and remove the folder of a sweep that did not begin."""
-    for folder, before in _sweeps.items():
-        with contextlib.suppress(OSError):  # of a full disk, which has a message already
-            if before is not None:
-                write_whole(folder / MULTIRUN, before)
-            elif (
-                folder.is_dir()
-                and {path.name for path in folder.iterdir()} <= {MULTIRUN, SUBMITIT}
-                and not has_submitted(folder)
-            ):
-                remove(folder)
 
 
 def list_refusals() -> list[str]:
@@ -266,7 +234,7 @@ def forget_refusals() -> None:
     """Reset `exit_status`, for a program that runs several entry points."""
     _refusals.clear()
     _crashes.clear()
-    _sweeps.clear()
+    forget_sweeps()
 
 
 def set_up_logging(debug: bool) -> None:

@@ -11,9 +11,10 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
-from panda.app.entry_point import guard, list_refusals, record_failed_jobs, refuse, remember_sweep
+from panda.app.entry_point import guard, list_refusals, record_failed_jobs, refuse
 from panda.app.hydra_job import has_arguments, is_typed, make_new_folder
 from panda.app.launcher import REFUSED
+from panda.app.own_sweeps import remember_sweep
 from panda.app.ranks import find_launch
 from panda.app.signals import name_signal
 from panda.errors import PandaError
