@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from panda.data.failures import Failure
-from panda.data.slide_records import Outcome, RowValue, SlideRecords, read_state
+from panda.data.slide_records import Outcome, RowValue, SlideRecords
+from panda.data.slide_state import read_state
 from panda.errors import PandaError
 from panda.files import write_whole
 

@@ -9,22 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from panda.data.failures import FAILURE_COLUMNS, Failure
-from panda.data.slide_records import (
-    NamedSlides,
-    Outcome,
-    RareWriting,
-    RunRecord,
-    SlideRecords,
-    SlideState,
-    make_text,
-    read_state,
-)
+from panda.data.rare_writing import RareWriting
+from panda.data.slide_records import NamedSlides, Outcome, RunRecord, SlideRecords, SlideState
+from panda.data.slide_state import read_state
 from panda.errors import PandaError
 from panda.files import hold_lock
 from panda.inference.slide_result import RESULT_FILE, SlideResult
 from panda.report.inference_summary import InferenceSummary
 from panda.report.slide_page import PAGE
-from panda.tables import RowSpool, read_output_table, write_rows
+from panda.tables import RowSpool, write_rows
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +84,7 @@ class InferenceTables:
         self._keys: Mapping[str, str] = {}
         self._records = SlideRecords(folder, self._find_state)
         self._writing = RareWriting(never=is_shard)
-        if not self._records.folder.exists():  # of an older version, which has only the table
-            self._take_over_failures()
+        self._records.take_over_failures(folder / "failures.csv", made_with, {"made_with": made_with[:12]})
 
     def find_finished(self, keys: Mapping[str, str]) -> set[str]:
         """Return the slides that are finished, before any of them is opened.
@@ -122,9 +114,7 @@ class InferenceTables:
 
     def _record_failure(self, failure: Failure) -> None:
         self.failed[failure.slide_id] = failure
-        state = self._records.find_state(failure.slide_id)
-        plain = Failure(**{key: make_text(text) for key, text in asdict(failure).items()})
-        self._records.append(Outcome(slide_id=plain.slide_id, made_with=self.made_with, state=state, failure=plain))
+        self._records.append_failure(failure, self.made_with)
 
     @staticmethod
     def _describe(result: SlideResult, state: str, key: str = "") -> Outcome:
@@ -207,13 +197,3 @@ class InferenceTables:
         if self._records.find_state(found.slide_id) == found.state:
             self._records.append(outcome)
         return (*found.outcomes, outcome)
-
-    def _take_over_failures(self) -> None:
-        """Record the failures in the table of an older version."""
-        for line in read_output_table(self.folder / "failures.csv"):
-            if line.get("made_with") == self.made_with[:12] and line.keys() == {*FAILURE_COLUMNS, "made_with"}:
-                failure = Failure(**{key: line[key] for key in FAILURE_COLUMNS})
-                state = self._records.find_state(failure.slide_id)
-                self._records.append(
-                    Outcome(slide_id=failure.slide_id, made_with=self.made_with, state=state, failure=failure)
-                )

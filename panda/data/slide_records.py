@@ -12,35 +12,31 @@ import hashlib
 import itertools
 import json
 import logging
-import math
 import os
 import sqlite3
-import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
-from panda.data.failures import Failure
+from panda.data.failures import FAILURE_COLUMNS, Failure
+from panda.data.slide_state import make_text
 from panda.errors import PandaError
 from panda.files import open_log, write_json, write_whole
 from panda.stored import Plain, Timestamp, read_model
+from panda.tables import read_output_table
 
 log = logging.getLogger(__name__)
 
 RECORDS_FOLDER = ".records"
-FOLDER_FILE = "zarr.json"
-"""File of a canvas by which it counts."""
 RowValue = str | int | float | None
 _BATCH, _PART = 1_000, 50
 _NAMED = 20
 """Number of slides that a message names."""
-_PAUSE = 30
-"""Least time between two calls of `RareWriting`, in times that the last one took."""
 _THREADS = 8
 """Threads that look at the files of slides, because each look waits for a network disk."""
 _SCHEMA = """
@@ -57,7 +53,7 @@ class Outcome(Plain, frozen=True):
     Attributes:
         slide_id: Name of the slide.
         made_with: Fingerprint of the settings.
-        state: State of its files afterwards, see `read_state`; empty if there are none.
+        state: State of its files afterwards, see `panda.data.slide_state`; empty if there are none.
         key: Hash of everything that determines its files; empty if it is not known.
         row: Its row of the table, None for a failure.
         failure: Why it failed, or None.
@@ -122,59 +118,6 @@ class SlideState:
 _OUTCOME, _RUN = TypeAdapter(Outcome), TypeAdapter(RunRecord)
 
 
-def read_state(folder: Path, result: str, pages: Collection[str] = ()) -> str:
-    """Return a hash of names, sizes in bytes and times of change of the files in a folder; empty without a result.
-
-    Hidden files do not count. A folder counts by its file `FOLDER_FILE`, or by name only without one. Pages count by
-    name only, because they are written again without a change.
-
-    Args:
-        folder: Folder of a slide.
-        result: Name of the file that is written last and removed first.
-        pages: Names of pages.
-    """
-    found = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                path = f"{entry.path}/{FOLDER_FILE}" if entry.is_dir() else entry.path
-                if entry.name in pages or (entry.is_dir() and not os.path.exists(path)):
-                    found.append(entry.name)
-                    continue
-                status = os.stat(path)
-                found.append(f"{entry.name}/{status.st_size}/{status.st_mtime_ns}")
-    except OSError:
-        return ""  # a file that vanishes belongs to a slide that is being written
-    if not any(text.startswith(f"{result}/") for text in found):
-        return ""
-    return hashlib.sha256("\n".join(sorted(found)).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-
-
-class RareWriting:
-    """Calls a function again and again during a run, so rarely that it takes at most a thirtieth of the time.
-
-    Args:
-        never: Whether it is never called, because other processes write the same files.
-    """
-
-    def __init__(self, *, never: bool) -> None:
-        self._next = math.inf if never else 0.0
-
-    def call(self, write: Callable[[], object]) -> None:
-        """Call a function, unless it was called a short time ago."""
-        if (started := time.monotonic()) >= self._next:
-            write()
-            now = time.monotonic()
-            self._next = now + _PAUSE * (now - started)
-
-
-def make_text(slide_id: str) -> str:
-    """Return the id of a slide as text; bytes of a file name that are no text become escapes."""
-    return slide_id.encode("utf-8", "backslashreplace").decode()
-
-
 class SlideRecords:
     """The records of an output folder.
 
@@ -204,6 +147,26 @@ class SlideRecords:
             file.write(f"{outcome.model_dump_json()}\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def append_failure(self, failure: Failure, made_with: str) -> None:
+        """Append the failure of a slide, for the state that its files have now; see `append`."""
+        plain = Failure(**{key: make_text(text) for key, text in asdict(failure).items()})
+        state = self.find_state(failure.slide_id)
+        self.append(Outcome(slide_id=plain.slide_id, made_with=made_with, state=state, failure=plain))
+
+    def take_over_failures(self, table: Path, made_with: str, columns: Mapping[str, str]) -> None:
+        """Append the failures in a table of an older version, which left no records.
+
+        Args:
+            table: The table, which may be absent.
+            made_with: Fingerprint of the settings.
+            columns: Further columns of its rows, with the values of the rows that count.
+        """
+        if self.folder.exists():
+            return
+        for line in read_output_table(table):
+            if line.keys() == {*FAILURE_COLUMNS, *columns} and columns.items() <= line.items():
+                self.append_failure(Failure(**{key: line[key] for key in FAILURE_COLUMNS}), made_with)
 
     def write_run(self, slide_ids: Iterable[str], made_with: str, summary: Mapping[str, JsonValue]) -> RunRecord:
         """Write what this process makes, and return it; a later call replaces it.

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from panda.data.failures import FAILURE_COLUMNS, Failure
-from panda.data.slide_records import Outcome, RareWriting, SlideRecords, make_text
+from panda.data.rare_writing import RareWriting
+from panda.data.slide_records import SlideRecords
 from panda.files import hold_lock
 from panda.inference.feature_output import FeatureOutput, FeatureRecord
-from panda.tables import read_output_table, write_table
+from panda.tables import write_table
 
 TABLE, FAILURES = "features.csv", "failures.csv"
 _COLUMNS = ("slide_id", "file", "tiles", "dim", "mpp", "tile_um", "tile_px0", "tissue_how", "seconds", "notes")
@@ -35,10 +36,7 @@ class FeatureTables:
         self._made_with = folder.settings.fingerprint
         self._records = SlideRecords(folder.path, folder.find_state)
         self._writing = RareWriting(never=is_shard)
-        if not self._records.folder.exists():  # of an older version, which has only the table
-            for line in read_output_table(folder.path / FAILURES):
-                if line.keys() == set(FAILURE_COLUMNS):
-                    self._record(Failure(**line))
+        self._records.take_over_failures(folder.path / FAILURES, self._made_with, {})
 
     def add(self, record: FeatureRecord) -> None:
         """Add a slide whose features are complete, and its record too."""
@@ -48,14 +46,8 @@ class FeatureTables:
     def fail(self, failure: Failure) -> None:
         """Add a failure."""
         self.failed[failure.slide_id] = failure
-        self._record(failure)
+        self._records.append_failure(failure, self._made_with)
         self._writing.call(self.write)
-
-    def _record(self, failure: Failure) -> None:
-        plain = Failure(**{key: make_text(text) for key, text in asdict(failure).items()})
-        state = self._records.find_state(plain.slide_id)
-        outcome = Outcome(slide_id=plain.slide_id, made_with=self._made_with, state=state, failure=plain)
-        self._records.append(outcome)
 
     def list_failures(self) -> dict[str, Failure]:
         """Return the failures of slides that did not succeed since, of all processes, by slide."""
