@@ -12,12 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from panda.app.audit import audit
 from panda.app.build import build
+from panda.app.cluster import ClusterSettings
 from panda.app.config_check import check_config
 from panda.app.features import extract_features
 from panda.app.hydra_check import check_hydra_node
 from panda.app.hydra_job import remember_arguments
 from panda.app.infer import infer
-from panda.app.registry import list_slots
+from panda.app.registry import Slot, find_class, list_slots
 from panda.app.resume import load_resumed_config
 from panda.app.segmentation_config import SegmentationConfig
 from panda.app.train import train
@@ -320,3 +321,9 @@ def test_registry_option_named_by_number_is_refused(key: str) -> None:
     OmegaConf.update(cfg, key, {**cfg[key], 5: 3}, merge=False)
     with pytest.raises(ConfigError, match=rf"{key}\.5=3"):
         check_config(cfg, "train")
+
+
+def test_registry_abstract_class_is_refused() -> None:
+    slot = Slot(ClusterSettings, ("panda.app.cluster",))
+    with pytest.raises(ConfigError, match=r"cluster\._target_=panda\.app\.cluster\.WorkerCluster is abstract: give"):
+        find_class("cluster", slot, "panda.app.cluster.WorkerCluster")

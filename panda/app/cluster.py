@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -58,13 +59,29 @@ class ClusterSettings(Settings):
     """Where slides are worked on; see the derived classes."""
 
     node: ClassVar[str] = "cluster"
-    packages: ClassVar[tuple[str, ...]] = ("distributed",)
+    packages: ClassVar[tuple[str, ...]] = ()
 
     @property
     def threads(self) -> int | None:
         """The threads of a worker; None if it decides itself."""
         return None
 
+    @rule
+    def _check_packages(self) -> Iterator[str]:
+        if absent := [name for name in self.packages if importlib.util.find_spec(name) is None]:
+            yield f"cluster needs the package {', '.join(absent)}, which is not installed: {INSTALL_CLUSTER}"
+
+
+class NoCluster(ClusterSettings):
+    """Slides are worked on by this process, in turn."""
+
+
+class WorkerCluster(ClusterSettings, ABC):
+    """Slides are worked on by workers of dask."""
+
+    packages: ClassVar[tuple[str, ...]] = ("distributed",)
+
+    @abstractmethod
     def connect(self, folder: Path) -> AbstractContextManager[Client]:
         """Start workers if it is this process that starts them, and connect to their scheduler.
 
@@ -76,24 +93,12 @@ class ClusterSettings(Settings):
         Raises:
             PandaError: If the scheduler cannot be reached, or refuses the jobs.
         """
-        raise NotImplementedError
 
     def check_workers(self) -> None:
         """Raise a PandaError if there will never be a worker; it is called while none has come yet."""
 
-    @rule
-    def _check_packages(self) -> Iterator[str]:
-        if absent := [name for name in self.packages if importlib.util.find_spec(name) is None]:
-            yield f"cluster needs the package {', '.join(absent)}, which is not installed: {INSTALL_CLUSTER}"
 
-
-class NoCluster(ClusterSettings):
-    """Slides are worked on by this process, in turn."""
-
-    packages: ClassVar[tuple[str, ...]] = ()
-
-
-class LocalCluster(ClusterSettings):
+class LocalCluster(WorkerCluster):
     """Worker processes of this machine."""
 
     workers: Count | None = None
@@ -110,7 +115,7 @@ class LocalCluster(ClusterSettings):
 
     @contextlib.contextmanager
     def connect(self, folder: Path) -> Iterator[Client]:
-        """See `ClusterSettings.connect`."""
+        """See `WorkerCluster.connect`."""
         _import_quietly()
         from distributed import Client, Nanny, Scheduler, SpecCluster  # noqa: PLC0415
 
@@ -131,7 +136,7 @@ class LocalCluster(ClusterSettings):
             yield client
 
 
-class SlurmCluster(ClusterSettings):
+class SlurmCluster(WorkerCluster):
     """Workers in jobs of SLURM, submitted by dask-jobqueue."""
 
     packages: ClassVar[tuple[str, ...]] = ("distributed", "dask_jobqueue")
@@ -159,7 +164,7 @@ class SlurmCluster(ClusterSettings):
 
     @contextlib.contextmanager
     def connect(self, folder: Path) -> Iterator[Client]:
-        """See `ClusterSettings.connect`."""
+        """See `WorkerCluster.connect`."""
         _import_quietly()
         from dask_jobqueue.slurm import SLURMCluster  # noqa: PLC0415
         from distributed import Client  # noqa: PLC0415
@@ -209,7 +214,7 @@ class SlurmCluster(ClusterSettings):
             )
 
     def check_workers(self) -> None:
-        """See `ClusterSettings.check_workers`."""
+        """See `WorkerCluster.check_workers`."""
         command = ["squeue", "--me", "--noheader", "--name=panda", "--format=%T"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if not done.returncode and not done.stdout.strip():
@@ -219,14 +224,14 @@ class SlurmCluster(ClusterSettings):
             )
 
 
-class SchedulerAddress(ClusterSettings):
+class SchedulerAddress(WorkerCluster):
     """A scheduler of dask that runs already, with its workers."""
 
     address: Text
 
     @contextlib.contextmanager
     def connect(self, folder: Path) -> Iterator[Client]:
-        """See `ClusterSettings.connect`."""
+        """See `WorkerCluster.connect`."""
         _import_quietly()
         from distributed import Client  # noqa: PLC0415
 

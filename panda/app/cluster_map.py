@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from distributed import Client, Future, wait
 from distributed.scheduler import KilledWorker
 
-from panda.app.cluster import ClusterSettings
+from panda.app.cluster import WorkerCluster
 from panda.app.cluster_worker import (
     OTHER_RESULTS,
     SHARE,
@@ -48,7 +48,7 @@ class SlideCluster(Generic[Facts]):
         facts: Of the work that they loaded, equal on all of them.
     """
 
-    def __init__(self, client: Client, settings: ClusterSettings, name: str) -> None:
+    def __init__(self, client: Client, settings: WorkerCluster, name: str) -> None:
         self._client, self._settings, self._name = client, settings, name
         self.facts: Facts
 
@@ -170,7 +170,7 @@ class SlideCluster(Generic[Facts]):
 
 
 @contextlib.contextmanager
-def open_cluster(settings: ClusterSettings, work: Work[Facts], folder: Path) -> Iterator[SlideCluster[Facts]]:
+def open_cluster(settings: WorkerCluster, work: Work[Facts], folder: Path) -> Iterator[SlideCluster[Facts]]:
     """Connect to workers, and let each load the work; workers that come later do the same before their first slide.
 
     Args:

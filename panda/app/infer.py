@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from panda.app.build import Faults
-from panda.app.cluster import NoCluster
+from panda.app.cluster import WorkerCluster
 from panda.app.config_check import check_config
 from panda.app.entry_point import close_logs, log_to_file, make_folder
 from panda.app.feature_inference import infer_from_features
@@ -97,7 +97,7 @@ def _map_slides(config: InferenceConfig, started: float) -> None:
 def _load_networks(config: InferenceConfig, folder: Path) -> Iterator[LoadedMapping | SlideCluster[MappingFacts]]:
     """Load the networks here or on the workers of a cluster, and make the folder of the job."""
     mapping = SlideMapping.from_config(config)
-    if isinstance(config.cluster, NoCluster):
+    if not isinstance(config.cluster, WorkerCluster):
         loaded = mapping.load()
         make_folder(folder)
         yield loaded

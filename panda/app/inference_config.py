@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from panda.app.cluster import ClusterSettings, NoCluster
+from panda.app.cluster import ClusterSettings, WorkerCluster
 from panda.app.hydra_job import find_idle_faults
 from panda.app.inference_slides import check_labels_source, find_labelled_slides, find_slides
 from panda.app.registry import Slot
@@ -129,7 +129,7 @@ class InferenceConfig(ShardedSlides, InferenceKeys):
 
     @rule
     def _check_cluster(self) -> Iterator[str]:
-        if not isinstance(self.cluster, NoCluster):
+        if isinstance(self.cluster, WorkerCluster):
             yield from find_idle_faults(
                 ["engine.post_workers"], "a cluster, whose workers write the files of their slides"
             )

@@ -113,6 +113,8 @@ def find_class(key: str, slot: Slot, target: str, allowed: Sequence[str] = ()) -
         raise ConfigError(f"{key}._target_={target} cannot be used: {error}") from error
     if not (inspect.isclass(found) and issubclass(found, slot.base) and _is_inside(found.__module__, packages)):
         raise refusal
+    if inspect.isabstract(found):
+        raise ConfigError(f"{key}._target_={target} is abstract: give a class derived from it")
     return found
 
 
