@@ -9,8 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +30,7 @@ from panda.files import (
     write_json,
     write_whole,
 )
+from tests.lock_checks import check_second_thread_waits, take_lock
 
 
 def test_write_whole_text_and_bytes_arrive_unchanged(tmp_path: Path) -> None:
@@ -133,33 +132,20 @@ def test_hold_lock_held_names_holder_and_is_free_afterwards(tmp_path: Path) -> N
     holder = rf"process {os.getpid()} of {re.escape(socket.gethostname())} since \d{{4}}-"
     held = pytest.raises(LockedError, match=rf"run: another run holds its lock \({holder}")
     with hold_lock(tmp_path / "run", wait=False), held:
-        _take_lock(tmp_path / "run")
+        take_lock(tmp_path / "run")
     assert (tmp_path / ".run.lock").read_bytes() == b""
-    _take_lock(tmp_path / "run")
+    take_lock(tmp_path / "run")
 
 
 def test_hold_lock_other_content_of_lock_file_is_kept(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     os.link(tmp_path / "thesis.txt", tmp_path / ".run.lock")
-    _take_lock(tmp_path / "run")
+    take_lock(tmp_path / "run")
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
 def test_hold_lock_second_thread_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    order = []
-
-    def wait() -> None:
-        _take_lock(tmp_path / "run", wait=True)
-        order.append("second")
-
-    with hold_lock(tmp_path / "run"):
-        second = threading.Thread(target=wait)
-        second.start()
-        while "another run is at work on it" not in caplog.text:
-            time.sleep(0.01)
-        order.append("first")
-    second.join()
-    assert order == ["first", "second"]
+    check_second_thread_waits(tmp_path / "run", caplog)
 
 
 def _open_log(path: Path) -> None:
@@ -167,7 +153,7 @@ def _open_log(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "use"), [(".run.lock", lambda path: _take_lock(path.parent / "run")), ("run.log", _open_log)]
+    ("name", "use"), [(".run.lock", lambda path: take_lock(path.parent / "run")), ("run.log", _open_log)]
 )
 @pytest.mark.parametrize("kind", ["link", "dangling", "folder", "pipe"])
 def test_lock_or_log_that_is_no_plain_file_is_named(
@@ -213,19 +199,14 @@ def test_hold_lock_killed_process_frees_lock_while_child_lives(tmp_path: Path) -
     child = int(holder.stdout.readline())
     try:
         with pytest.raises(LockedError):
-            _take_lock(tmp_path / "run")
+            take_lock(tmp_path / "run")
         holder.kill()
         holder.wait()
         os.kill(child, 0)
-        _take_lock(tmp_path / "run")
+        take_lock(tmp_path / "run")
     finally:
         os.kill(child, signal.SIGKILL)
         holder.stdout.close()
-
-
-def _take_lock(path: Path, wait: bool = False) -> None:
-    with hold_lock(path, wait=wait):
-        pass
 
 
 _WITHOUT_POSIX = """

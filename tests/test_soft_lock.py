@@ -20,6 +20,7 @@ from panda import soft_lock
 from panda.errors import LockedError, PandaError
 from panda.files import hold_lock
 from panda.soft_lock import Holder
+from tests.lock_checks import check_second_thread_waits, take_lock
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux identifies processes of other locks")
 
@@ -41,11 +42,6 @@ def _refuse(number: int) -> Callable[..., None]:
     return flock
 
 
-def _take_lock(folder: Path, *, wait: bool = False) -> None:
-    with hold_lock(folder / "run", wait=wait):
-        pass
-
-
 def _write_holder(folder: Path, *, age: float = 0.0, **changes: int | str) -> Path:
     """Write what a process leaves that is killed while it holds the lock."""
     (folder / FILES).mkdir()
@@ -64,40 +60,27 @@ def test_hold_lock_without_locks_of_the_system_uses_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr("fcntl.flock", _refuse(getattr(errno, name)))
-    _take_lock(tmp_path)
+    take_lock(tmp_path / "run")
     assert _list_files(tmp_path) == ["1"]
 
 
 def test_hold_lock_other_error_of_the_system_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcntl.flock", _refuse(errno.EIO))
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        _take_lock(tmp_path)
+        take_lock(tmp_path / "run")
 
 
 def test_soft_lock_held_names_holder_and_is_free_afterwards(tmp_path: Path) -> None:
     with hold_lock(tmp_path / "run"):
         with pytest.raises(LockedError, match=rf"run: another run holds its lock \(process {os.getpid()} of "):
-            _take_lock(tmp_path)
+            take_lock(tmp_path / "run")
         assert _list_files(tmp_path) == ["1"]
-    _take_lock(tmp_path)
+    take_lock(tmp_path / "run")
     assert _list_files(tmp_path) == ["2"]
 
 
 def test_soft_lock_second_thread_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    order = []
-
-    def wait() -> None:
-        _take_lock(tmp_path, wait=True)
-        order.append("second")
-
-    with hold_lock(tmp_path / "run"):
-        second = threading.Thread(target=wait)
-        second.start()
-        while "another run is at work on it; waiting" not in caplog.text:
-            time.sleep(0.01)
-        order.append("first")
-    second.join()
-    assert order == ["first", "second"]
+    check_second_thread_waits(tmp_path / "run", caplog)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +91,7 @@ def test_soft_lock_of_ended_process_is_taken_at_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, int], why: str
 ) -> None:
     _write_holder(tmp_path, age=0.0, **changes)
-    _take_lock(tmp_path)
+    take_lock(tmp_path / "run")
     assert "took over the lock of a run that has ended" in caplog.text, why
 
 
@@ -116,7 +99,7 @@ def test_soft_lock_of_ended_process_is_taken_at_once(
 def test_soft_lock_of_running_process_is_never_taken(tmp_path: Path, age: float) -> None:
     _write_holder(tmp_path, age=age)
     with pytest.raises(LockedError):
-        _take_lock(tmp_path)
+        take_lock(tmp_path / "run")
 
 
 def test_soft_lock_of_zombie_is_taken(tmp_path: Path) -> None:
@@ -125,20 +108,20 @@ def test_soft_lock_of_zombie_is_taken(tmp_path: Path) -> None:
         assert started is not None
         path = _write_holder(tmp_path, pid=child.pid, started=started.started)
         with pytest.raises(LockedError):
-            _take_lock(tmp_path)
+            take_lock(tmp_path / "run")
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        _take_lock(tmp_path)
+        take_lock(tmp_path / "run")
     assert not path.exists()
 
 
 def test_soft_lock_of_other_machine_ends_when_it_is_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = _write_holder(tmp_path, machine="other", host="node7")
     with pytest.raises(LockedError, match=r"of node7 since .*; a lock ends \d minutes after the last sign of life"):
-        _take_lock(tmp_path)
+        take_lock(tmp_path / "run")
     os.utime(path, (0, 0))
     started = time.monotonic()
-    _take_lock(tmp_path)
+    take_lock(tmp_path / "run")
     assert time.monotonic() - started > soft_lock.WATCH_SECONDS
     assert "no sign of life from it, watching" in caplog.text
     assert "took over the lock of a run that has ended (process" in caplog.text
@@ -156,7 +139,7 @@ def test_soft_lock_of_machine_with_a_slow_clock_is_kept(tmp_path: Path) -> None:
     heart.start()
     try:
         with pytest.raises(LockedError):
-            _take_lock(tmp_path)
+            take_lock(tmp_path / "run")
     finally:
         ended.set()
         heart.join()
@@ -183,7 +166,7 @@ def test_soft_lock_folder_that_is_none_is_refused(tmp_path: Path, kind: str) -> 
     else:
         (tmp_path / FILES).write_text("precious")
     with pytest.raises(PandaError, match=f"{FILES} is no plain folder"):
-        _take_lock(tmp_path)
+        take_lock(tmp_path / "run")
     assert not list(target.iterdir())
 
 
@@ -201,7 +184,7 @@ def test_soft_lock_forked_child_does_not_release(tmp_path: Path) -> None:
                 os._exit(status)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         with pytest.raises(LockedError):
-            _take_lock(tmp_path)
+            take_lock(tmp_path / "run")
 
 
 def _work(folder: Path, machine: str) -> None:
