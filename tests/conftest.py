@@ -1,6 +1,7 @@
 """Markers and fixtures of all tests."""
 
 import logging
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -33,6 +34,17 @@ def fresh_process() -> None:
     for handler in [handler for handler in log.handlers if isinstance(handler, logging.FileHandler)]:
         handler.close()
         log.removeHandler(handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def removed_folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Remove the folders that the tests of a module share at its end, unless one of them failed."""
+    failed, parent = request.session.testsfailed, tmp_path_factory.getbasetemp()
+    others = set(parent.iterdir())
+    yield
+    if request.session.testsfailed == failed:
+        for folder in set(parent.iterdir()) - others:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
