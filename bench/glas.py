@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 from bench import plain_loop
 from panda.data.manifest import SlideRecord, apply_groups, read_groups, read_manifest
 from panda.errors import PandaError
-from panda.inference.evaluate import SlideScore, collect_histograms
+from panda.inference.slide_score import SlideScore, collect_histograms
 from panda.report.folds import Figure, compute_figures, read_folds
 from panda.report.paired import choose_groups, compute_differences, pair_rows
 from panda.tables import read_output_table, write_table

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from panda.data.manifest import SlideRecord
 from panda.data.targets import CANCER, ISUP
 from panda.inference.dataset_metrics import summarize
-from panda.inference.evaluate import SlideScore
 from panda.inference.grade import ATTENTION_SCORES, AttentionScores, GradeRecord
 from panda.inference.grading_metrics import GradedSlide
+from panda.inference.slide_score import SlideScore
 from panda.tasks.bins import BINS
 from panda.tasks.threshold import ThresholdChoice
 
@@ -22,11 +22,15 @@ AREA = 4.0  # µm² of a pixel
 
 @dataclass(frozen=True)
 class Drawn:
-    """A slide's pixels: probabilities on the thresholds, and truth."""
+    """A slide's pixels: probabilities on the thresholds, truth, and whether they are tissue.
+
+    Labelled cancer outside the tissue has probability 0.
+    """
 
     score: SlideScore
     prob: NDArray[np.float64]
     truth: NDArray[np.bool_]
+    tissue: NDArray[np.bool_]
 
 
 def make_record(number: int, provider: str, group: str, grade: int | None = None) -> SlideRecord:
@@ -49,7 +53,13 @@ def draw(
     k = np.clip(rng.normal(350 + 300 * truth, 150), 0, BINS - 1).astype(int)
     hist = np.stack([np.bincount(k[truth == kind], minlength=BINS) for kind in (True, False)])
     record = make_record(number, provider, group, grade)
-    return Drawn(SlideScore(record, hist, area, outside), k / BINS, truth)
+    missed = np.zeros(outside)
+    return Drawn(
+        SlideScore(record, hist, area, outside),
+        np.concatenate([k / BINS, missed]),
+        np.concatenate([truth, missed == 0]),
+        np.concatenate([np.ones_like(truth), missed != 0]),
+    )
 
 
 SLIDES = [

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from panda.inference.dataset_metrics import SegmentationFigures, SegmentationSplitFigures
 from panda.inference.grading_metrics import (
     AttentionFigures,
     AttentionSplitFigures,
     GradingFigures,
     GradingSplitFigures,
 )
+from panda.inference.segmentation_figures import SegmentationFigures, SegmentationSplitFigures
 from panda.report.run_summary import PatchFigures, RunSummary, parse_summary
 from panda.tasks.figures import Figures
 
@@ -46,7 +46,7 @@ def fill_summary(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of a whole `summary.json`; `test: None` leaves the test slides out."""
     task = given.get("task", "segmentation")
     content: dict[str, Any] = {
-        "schema": 3, "task": task, "name": "run", "created": "2026-01-01T00:00:00Z",
+        "schema": 4, "task": task, "name": "run", "created": "2026-01-01T00:00:00Z",
         "seed": 0, "device": "cpu", "epochs": 1,
         "seconds": 1.0, "trained_by": None, "notes": [], "threshold": 0.5, "val": {},
         "bootstrap": {"resamples": 2000, "seed": 0, "level": 0.95, "unit": "groups of slides"},

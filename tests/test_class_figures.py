@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from sklearn import metrics as oracle
 
 from panda.inference.class_figures import RuleGradedSlide, summarize_classes, summarize_rule_grades
-from panda.inference.evaluate import SlideScore
 from panda.inference.grade import RuleGrade
+from panda.inference.slide_score import SlideScore
 from panda.tasks.bins import BINS
 from panda.tasks.bootstrap import bootstrap_interval
 from panda.tasks.class_counts import confuse_classes, count_class_pixels, find_row, shape_counts

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from panda.inference.class_figures import summarize_rule_grades
-from panda.inference.dataset_metrics import SegmentationSplitFigures, summarize
+from panda.inference.dataset_metrics import summarize
+from panda.inference.segmentation_figures import SegmentationSplitFigures
 from panda.report.class_section import lay_out_classes
 from panda.report.folds import compute_figures
 from panda.report.grade_notes import explain_rule

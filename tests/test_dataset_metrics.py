@@ -8,10 +8,12 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics as oracle
 
-from panda.inference.dataset_metrics import FIGURES
+from panda.inference.dataset_metrics import FIGURES, summarize
+from panda.inference.slide_score import CALLED_PERCENT, SlideScore
+from panda.tasks.bins import BINS
 from panda.tasks.bootstrap import bootstrap_interval
 from panda.tasks.threshold import ThresholdChoice
-from tests.drawn_scores import AREA, AT, BY_PROVIDER, SLIDES, draw, figures
+from tests.drawn_scores import AREA, AT, BY_PROVIDER, SLIDES, draw, figures, make_record
 
 
 @pytest.mark.parametrize("choice", [AT, BY_PROVIDER])
@@ -31,11 +33,45 @@ def test_figures_match_scikit_learn_over_all_pixels(choice: ThresholdChoice) -> 
     assert found["pr_auc"] == pytest.approx(oracle.average_precision_score(truth, prob))
     assert found["pixel_auroc"] == pytest.approx(oracle.roc_auc_score(truth, prob))
     assert found["fp_mm2_benign_slides"] == pytest.approx(np.mean([mask.sum() * AREA / 1e6 for mask in called[2:4]]))
-    assert found["all_tissue_dice"] == pytest.approx(oracle.f1_score(truth, np.ones_like(truth)))
-    assert found["cancer_percent_of_tissue"] == pytest.approx(100 * truth.mean())
-    assert found["cancer_outside_tissue_percent"] == pytest.approx(100 * 30 / (truth.sum() + 30))
+    tissue = np.concatenate([slide.tissue for slide in SLIDES])
+    assert found["cancer_percent_of_tissue"] == pytest.approx(100 * truth[tissue].mean())
+    assert found["called_percent_of_tissue"] == pytest.approx(100 * positive[tissue].mean())
+    assert found["cancer_outside_tissue_percent"] == pytest.approx(100 * 30 / truth.sum())
     counts = {"slides": 6, "slides_with_cancer": 4, "benign_slides": 2, "groups": 5}
     assert {name: found[name] for name in counts} == counts
+
+
+def test_figures_trivial_answer_has_the_same_measures() -> None:
+    found = figures(SLIDES)
+    truth, tissue = (np.concatenate([getattr(slide, name) for slide in SLIDES]) for name in ("truth", "tissue"))
+    for name, score in (("dice", oracle.f1_score), ("iou", oracle.jaccard_score)):
+        assert found[f"all_tissue_{name}"] == pytest.approx(score(truth, tissue))
+        each = [score(slide.truth, slide.tissue) for slide in SLIDES if slide.truth.any()]
+        assert found[f"all_tissue_{name}_mean_slide"] == pytest.approx(np.mean(each))
+    assert found["all_tissue_fp_mm2_benign_slides"] == pytest.approx(400 * AREA / 1e6)
+
+
+def test_figures_pooled_and_mean_trivial_answers_disagree() -> None:
+    """One slide full of cancer and a large benign one: the mean sees only the first, the pooled Dice sees both."""
+    full, benign = np.zeros((2, BINS), np.int64), np.zeros((2, BINS), np.int64)
+    full[0, 990], full[0, 10], benign[1, 990], benign[1, 10] = 80, 20, 100, 300
+    scores = [SlideScore(make_record(n, "p", f"g{n}"), hist, AREA, 0) for n, hist in enumerate((full, benign))]
+    found = summarize(scores, AT, seed=0)
+    assert found.dice_mean_slide == pytest.approx(2 * 80 / 180)
+    assert found.all_tissue_dice_mean_slide == 1.0
+    assert found.dice == pytest.approx(2 * 80 / (100 + 180))
+    assert found.all_tissue_dice == pytest.approx(2 * 100 / 600)
+    assert (found.slide_sensitivity, found.slide_specificity, found.slide_auroc) == (1.0, 0.0, 1.0)
+
+
+def test_figures_whole_slides_match_scikit_learn() -> None:
+    found, shares = figures(SLIDES), [100 * (s.prob[s.tissue] >= 0.5).mean() for s in SLIDES]
+    has_cancer = np.array([s.truth.any() for s in SLIDES])
+    called = np.array(shares) > CALLED_PERCENT
+    assert found["slide_auroc"] == pytest.approx(oracle.roc_auc_score(has_cancer, shares))
+    assert found["slide_sensitivity"] == pytest.approx(oracle.recall_score(has_cancer, called))
+    assert found["slide_specificity"] == pytest.approx(oracle.recall_score(~has_cancer, ~called, zero_division=0))
+    assert found["slide_sensitivity_interval"] is not None
 
 
 def test_figures_of_part_equal_figures_of_its_slides() -> None:
@@ -82,6 +118,7 @@ def test_figures_one_group_has_reason_instead_of_intervals() -> None:
     assert two["dice_mean_slide_interval"] is two["fp_mm2_benign_slides_interval"] is None
     assert set(two["no_interval"]) == {
         "dice_mean_slide", "iou_mean_slide", "precision_mean_slide", "recall_mean_slide", "fp_mm2_benign_slides",
+        "slide_sensitivity", "slide_specificity",
     }  # fmt: skip
 
 

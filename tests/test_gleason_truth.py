@@ -13,9 +13,10 @@ from panda.data.manifest import SlideRecord
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.class_areas import ClassArea
 from panda.inference.class_figures import RuleGradedSlide, summarize_classes, summarize_rule_grades
-from panda.inference.evaluate import SlideScore, read_scores, score_canvas, write_scores
+from panda.inference.evaluate import score_canvas
 from panda.inference.quantify import Quantification, QuantifySettings, slide_quantification
 from panda.inference.rule_grade import RuleGrader
+from panda.inference.slide_score import SlideScore, read_scores, write_scores
 from panda.synthetic.dataset import GRADE_RULE, SlideTruth, SyntheticSpec, draw_slide
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.classes import BINARY, ClassSet, find_classes

@@ -15,7 +15,7 @@ from panda.data.manifest import SlideRecord
 from panda.data.splits import Split
 from panda.errors import ConfigError, ManifestError
 from panda.inference.dataset_metrics import summarize
-from panda.inference.evaluate import SlideScore, collect_histograms
+from panda.inference.slide_score import SlideScore, collect_histograms
 from panda.tasks.bins import BINS
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.classes import ClassSet, find_classes

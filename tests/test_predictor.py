@@ -265,10 +265,12 @@ def test_score_canvas_counts_cancer_outside_tissue(slide_path: Path, mask_path: 
     row = scores[0].compute_metrics(0.5)
     assert row.cancer_outside_tissue_px == 2500
     assert row.cancer_outside_tissue_mm2 == pytest.approx(0.01)
-    assert row.dice is None
+    assert (row.dice, row.recall, row.fn_px) == (0.0, 0.0, 2500)
+    assert row.true_tumor_mm2 == pytest.approx(0.01)
     assert scores[1].compute_metrics(0.5).cancer_outside_tissue_px == 0
     figures = summarize(scores, ThresholdChoice.from_user(0.5), seed=0).model_dump()
     assert figures["cancer_outside_tissue_px"] == 2500
+    assert figures["recall"] == pytest.approx((scores[1].compute_metrics(0.5).tp_px or 0) / (2500 + 50 * 75))
     assert figures["cancer_outside_tissue_mm2"] == pytest.approx(0.01)
     assert figures["cancer_outside_tissue_percent"] == pytest.approx(100 * 2500 / (2500 + 50 * 75))
     # cancer is labelled on it: it is no benign slide

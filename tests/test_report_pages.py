@@ -163,8 +163,8 @@ def run(tmp_path: Path) -> Path:
 def test_write_run_page_shows_figures_and_meanings(run: Path) -> None:
     text = html.unescape(check_page(write_run_page(run)))
     for said in ("0.75", "95 % interval 0.66 to 0.83", "On 5 test slides", "chosen on 5 validation slides", "by slide",
-                 "Calling all tissue tumour would give 0.31", "1 (missing mask)", "best epoch 2", "1 min 33 s",
-                 "With 5 slides the figures are coarse", "threshold 0.43"):  # fmt: skip
+                 "calling all tissue tumour would give 0.31", "all tissue: 0.31", "1 (missing mask)",
+                 "best epoch 2", "1 min 33 s", "With 5 slides the figures are coarse", "threshold 0.43"):  # fmt: skip
         assert said in text
     assert text.index(">0.200<") < text.index(">0.900<")  # the worst slide first
     assert "so it has no Dice" in text
@@ -189,7 +189,7 @@ def test_write_run_page_shows_cancer_outside_tissue(tmp_path: Path, percent: flo
     _write_csv(folder / "test_slides.csv", rows)
     text = html.unescape(check_page(write_run_page(folder)))
     assert ("3.2 % of the labelled cancer (1.50 mm²) is outside the tissue found" in text) == shown
-    assert ("enters none of these figures" in text) == shown
+    assert ("counts as missed" in text) == shown
     slides = text[text.index("<h2>Test slides") :]
     assert ("Labelled cancer outside the tissue" in slides) == shown
 

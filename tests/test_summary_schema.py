@@ -68,7 +68,7 @@ def test_summary_faults_valid_segmentation_has_none() -> None:
         (("calibration",), {"value": True}, "calibration.value is "),
         (("data",), {"patches": {"train": -1}}, "data.patches.train is "),
         ((), {"task": "painting"}, "task is 'painting'"),
-        ((), {"schema": 1}, "schema is 1, this version reads 3"),
+        ((), {"schema": 1}, "schema is 1, this version reads 4"),
     ],
 )
 def test_summary_faults_invalid_value_is_named(where: tuple[str, ...], value: dict[str, Any], named: str) -> None:

@@ -88,7 +88,8 @@ def test_headline_names_the_column(tmp_path: Path) -> None:
     summary, _ = parse_summary(json.loads((make_run(tmp_path / "run", KI67) / "summary.json").read_text()))
     assert summary is not None
     assert re.fullmatch(
-        r"grading of ki67 \(test on 20 slides\): R² 0\.\d+, mean .* error [\d.]+", format_headline(summary)
+        r"grading of ki67 \(test on 20 slides\): R² 0\.\d+ \(mean for all: 0.00\), mean .* error [\d.]+ .*",
+        format_headline(summary),
     )
 
 

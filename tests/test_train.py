@@ -471,9 +471,9 @@ def test_bag_fingerprint_depends_on_tiles_and_features(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("summary", "figure"),
     [
-        ({"task": "segmentation", "val": {"dice": 0.5, "dice_mean_slide": 0.4}}, 0.4),
+        ({"task": "segmentation", "val": {"dice": 0.5, "dice_mean_slide": 0.4}}, 0.5),
         ({"task": "segmentation", "val": {"dice": 0.5, "of": "patches"}}, 0.5),
-        ({"task": "segmentation", "val": {"dice": 0.5, "dice_mean_slide": None}}, float("nan")),
+        ({"task": "segmentation", "val": {"dice": None, "dice_mean_slide": None}}, float("nan")),
         ({"task": "grading", "target": "isup", "val": {"qwk": 0.3, "auroc": 0.9}}, 0.3),
         ({"task": "grading", "target": "cancer", "val": {"qwk": 0.3, "auroc": 0.9}}, 0.9),
     ],

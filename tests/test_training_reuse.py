@@ -22,7 +22,7 @@ from panda.app.training_reuse import (
 )
 from panda.data.manifest import SlideRecord
 from panda.errors import CheckpointError, ManifestError
-from panda.inference.evaluate import SlideScore, read_scores, write_scores
+from panda.inference.slide_score import SlideScore, read_scores, write_scores
 from panda.tasks.checkpoint import read_checkpoint, update_metadata
 from panda.tasks.metadata import SegmentationMetadata
 from panda.wsi.classes import BINARY

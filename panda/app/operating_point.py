@@ -16,25 +16,17 @@ from panda.data.manifest import SlideRecord
 from panda.errors import PandaError
 from panda.files import remove
 from panda.inference.class_figures import RuleGradedSlide
-from panda.inference.evaluate import (
-    SlideScore,
-    collect_histograms,
-    fingerprint_score,
-    open_label,
-    read_scores,
-    score_canvas,
-    write_scores,
-)
+from panda.inference.evaluate import fingerprint_score, open_label, score_canvas
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_loop import make_tile_callback, run_over_slides
+from panda.inference.slide_score import SlideScore, collect_histograms, pool_tissue, read_scores, write_scores
 from panda.report.curves import write_calibration, write_threshold_curve
 from panda.tables import write_table
 from panda.tasks.calibration import RELIABILITY_BINS, Calibration, Temperature, fit_temperature, score_calibration
 from panda.tasks.checkpoint import update_metadata
 from panda.tasks.gleason_search import FEWEST_GRADED, GleasonRuleChoice, GleasonRuleSettings, search_gleason_rule
 from panda.tasks.metadata import SegmentationMetadata
-from panda.tasks.metrics import pool_histograms
 from panda.tasks.threshold import ThresholdChoice, search_threshold
 from panda.wsi.classes import ClassSet
 from panda.wsi.gleason import explain_no_score
@@ -96,7 +88,7 @@ def freeze_operating_point(
         rows = [_list_columns(score, choice, predictor.metadata.classes) for score in scores]
         write_table(run.folder / "val_slides.csv", rows)
         write_threshold_curve(histograms, choice, run.folder, _list_providers(scores))
-        temperature = fit_temperature(pool_histograms(histograms), chosen_on, choice.date)
+        temperature = fit_temperature(pool_tissue(scores), chosen_on, choice.date)
     rule = choose_gleason_rule(gleason, predictor.metadata.classes, scores, choice)
     if rule is not None and rule.is_default:
         run.notes.append(f"The limits of the Gleason rule are the default ones, because they were {rule.chosen_on}.")
@@ -200,7 +192,7 @@ def note_unknown_providers(choice: ThresholdChoice, scores: Sequence[SlideScore]
 
 def calibrate(folder: Path, temperature: Temperature, splits: Mapping[str, Sequence[SlideScore]]) -> Calibration:
     """Measure the calibration on `validation` and `test`, and write `calibration.csv` and `.png`."""
-    hists = {split: pool_histograms(collect_histograms(scores)) for split, scores in splits.items()}
+    hists = {split: pool_tissue(scores) for split, scores in splits.items()}
     write_calibration(hists, temperature.value, folder)
     found = {split: score_calibration(hist, temperature.value) for split, hist in hists.items()}
     return Calibration(

@@ -15,7 +15,7 @@ from panda.app.run import Run
 from panda.data.datamodule import DataSettings
 from panda.data.manifest import SlideRecord
 from panda.inference.class_figures import RuleGradedSlide
-from panda.inference.evaluate import SlideScore, open_label
+from panda.inference.evaluate import open_label
 from panda.inference.grade import RuleGrade
 from panda.inference.panel_patches import PanelRow, select_panel_rows
 from panda.inference.predictor import SegmentationPredictor
@@ -23,6 +23,7 @@ from panda.inference.quantify import QuantifySettings
 from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_loop import make_tile_callback, run_over_slides
 from panda.inference.slide_mapper import SlideMapper
+from panda.inference.slide_score import SlideScore
 from panda.report.panels import draw_panels
 from panda.report.slide_folder import write_slide_folder
 from panda.tables import write_table

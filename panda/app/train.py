@@ -52,9 +52,10 @@ from panda.data.failures import write_failures
 from panda.errors import ConfigError, LockedError
 from panda.files import fingerprint, hold_lock, remove_leftovers, write_json, write_whole
 from panda.report.headline import format_headline
-from panda.report.interpretation import HEADLINES, LESS_IS_BETTER, list_headlines
+from panda.report.interpretation import HEADLINES, list_headlines
 from panda.report.run_page import write_run_page
 from panda.report.run_summary import RunSummary
+from panda.report.trivial_answers import LESS_IS_BETTER
 from panda.settings import escape, format_override
 from panda.tables import read_output_table
 
@@ -232,8 +233,8 @@ def _return_figure(folder: Path, failures: int, figure: float) -> float:
 def find_objective(summary: RunSummary) -> float:
     """Return the figure by which sweeps rank and optimize runs: on validation, so that nothing is tuned on the test.
 
-    The slides' mean Dice (segmentation; pooled Dice with `data=one_slide`), quadratic kappa (`task.target=isup`),
-    AUROC (`cancer`) or the first figure of a column in `list_headlines`. NaN if it is undefined.
+    The Dice over the pixels of all slides (segmentation), which counts false alarms on benign slides, quadratic kappa
+    (`task.target=isup`), AUROC (`cancer`) or the first figure of a column in `list_headlines`. NaN if it is undefined.
     """
     numbers = summary.val.numbers
     figure = next((numbers[key] for key in list_headlines(summary) if key in numbers), None)

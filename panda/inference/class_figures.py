@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from panda.data.manifest import SlideRecord
-from panda.inference.evaluate import SlideScore
 from panda.inference.grade import RuleGrade
+from panda.inference.slide_score import SlideScore
 from panda.stored import Kappa, Plain, Share, ShareEnds
 from panda.tasks.bootstrap import compute_percentile_interval, drop_undefined, resample_sums
 from panda.tasks.class_counts import find_row, measure_class_dice

@@ -16,7 +16,7 @@ from panda.wsi.gleason import GleasonRule, explain_no_score, grade_areas
 
 if TYPE_CHECKING:
     # These load torch, which processes that write files do without.
-    from panda.inference.evaluate import SlideScore
+    from panda.inference.slide_score import SlideScore
     from panda.tasks.threshold import ThresholdChoice
 
 

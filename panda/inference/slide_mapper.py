@@ -18,7 +18,7 @@ from panda.data.slide_records import RECORDS_FOLDER
 from panda.errors import PandaError, SlideError
 from panda.inference.bag_grader import BagGrade
 from panda.inference.canvas import Canvas
-from panda.inference.evaluate import SlideScore, score_canvas
+from panda.inference.evaluate import score_canvas
 from panda.inference.grader import GradingPredictor, SlideBag
 from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
@@ -26,6 +26,7 @@ from panda.inference.quantify import QuantifySettings
 from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_files import SlideFiles
 from panda.inference.slide_result import LABEL_METRICS, LabelMetrics, Provenance, SlideResult
+from panda.inference.slide_score import SlideScore
 from panda.stored import InSample
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide, SlideOptions

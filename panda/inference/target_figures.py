@@ -70,6 +70,9 @@ class RegressionFigures(Figures, frozen=True):
     r2_interval: NumberInterval
     mae: NonNegativeFloat | None = Field(description="Mean absolute error, in the unit of the column.")
     mae_interval: AmountInterval
+    median_mae: NonNegativeFloat | None = Field(
+        description="`mae` if the median of the given numbers were predicted for each slide. Null without slides."
+    )
     pearson: Kappa | None = Field(description=f"Pearson's correlation of given and predicted. {_CONSTANT}")
     pearson_interval: KappaInterval
     spearman: Kappa | None = Field(description=f"Spearman's correlation of given and predicted. {_CONSTANT}")
@@ -135,7 +138,9 @@ def _compute_figures(graded: Sequence[GradedSlide], target: TargetSpec, seed: in
         if target.kind == "classes":
             del statistics["qwk"]
     elif target.kind == "regression":
-        statistics = list_number_statistics(values.reshape(-1), predicted)
+        given = values.reshape(-1)
+        statistics = list_number_statistics(given, predicted)
+        found["median_mae"] = float(np.abs(given - np.median(given)).mean()) if graded else None
     else:
         time, event = values.reshape(-1, 2).T
         statistics = {"concordance": partial(compute_concordance, time, event, predicted)}

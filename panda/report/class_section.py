@@ -11,7 +11,7 @@ from panda.inference.class_figures import (
     ClassSplitFigures,
     RuleGradeSplitFigures,
 )
-from panda.inference.dataset_metrics import SegmentationSplitFigures
+from panda.inference.segmentation_figures import SegmentationSplitFigures
 from panda.report.confusion import ConfusionTable, lay_out_confusion
 from panda.report.figure_tables import make_part_table
 from panda.report.grade_notes import explain_rule

@@ -8,11 +8,13 @@ from dataclasses import replace
 from panda.report.interpretation import explain_missing, format_interval, list_headlines
 from panda.report.run_summary import RunSummary
 from panda.report.table import UNITS, Cell, Head, Table, find_format, format_value, make_cell, make_head, name_figure
+from panda.report.trivial_answers import find_trivial_answer
 from panda.tasks.figures import Figures
 
 _PART_COLUMNS = (
-    "slides", "slides_with_cancer", "dice_mean_slide", "dice", "iou", "precision", "recall", "pr_auc",
-    "fp_mm2_benign_slides", "cancer_outside_tissue_percent", "labelled_mm2", "predicted_mm2",
+    "slides", "slides_with_cancer", "dice", "dice_mean_slide", "iou", "precision", "recall", "pr_auc",
+    "slide_sensitivity", "slide_specificity", "slide_auroc", "fp_mm2_benign_slides", "cancer_outside_tissue_percent",
+    "labelled_mm2", "predicted_mm2",
 )  # fmt: skip
 """Columns of the tables of providers, grades and classes."""
 _WHY_OF_PART = {
@@ -21,6 +23,9 @@ _WHY_OF_PART = {
     "iou": "no labelled cancer",
     "precision": "no labelled cancer, or nothing was predicted",
     "recall": "no labelled cancer",
+    "slide_sensitivity": "no slide with labelled cancer",
+    "slide_specificity": "no benign slide",
+    "slide_auroc": "needs slides with and without cancer",
     "pr_auc": "no labelled cancer",
     "fp_mm2_benign_slides": "no benign slide, or one of unknown µm/px",
     "cancer_outside_tissue_percent": "no labelled cancer",
@@ -28,8 +33,12 @@ _WHY_OF_PART = {
     "qwk": "all given and found grades are the same one",
     "within_band": "no graded slide",
 }
-_ONLY_AS_SHARE = ("cancer_outside_tissue_px", "cancer_outside_tissue_mm2")
-"""Figures of a split that its tables give only in per cent."""
+_NO_ROW = (
+    *("cancer_outside_tissue_px", "cancer_outside_tissue_mm2"),
+    *(f"all_tissue_{name}" for name in ("dice", "iou", "dice_mean_slide", "iou_mean_slide", "fp_mm2_benign_slides")),
+    *("cancer_of_tiles", "median_mae"),
+)
+"""Figures of a split that its tables give in per cent, or below the figure of which they are the trivial answer."""
 
 
 def make_splits_table(summary: RunSummary) -> Table:
@@ -43,10 +52,11 @@ def make_splits_table(summary: RunSummary) -> Table:
         for scores in splits:
             text = format_value(scores.numbers.get(key), kind) if scores else ""
             ends = format_interval(scores.find_interval(key), kind) if scores else ""
+            trivial = find_trivial_answer(scores, key) if scores and text else None
             why = "" if text else explain_missing(scores, key)
-            cells.append(
-                Cell(text and text + UNITS.get(kind, "") + (f"  ({ends})" if ends else ""), style="num", why=why)
-            )
+            shown = text and text + UNITS.get(kind, "") + (f"  ({ends})" if ends else "")
+            under = trivial.describe(key) if trivial else ""
+            cells.append(Cell(shown, style="num", why=why, under=under))
         rows.append(cells)
     heads = [Head("Figure"), Head("Validation", figures=True), Head("Test (95 % interval)", figures=True)]
     return Table(heads, rows, sortable=False)
@@ -55,7 +65,7 @@ def make_splits_table(summary: RunSummary) -> Table:
 def _select_keys(keys: Iterable[str], splits: Collection[Figures]) -> list[str]:
     """Return the keys, each once, that have a value in one of the splits."""
     known = {key for scores in splits for key, value in scores.numbers.items() if value is not None}
-    return [key for key in dict.fromkeys(keys) if key in known and key not in _ONLY_AS_SHARE]
+    return [key for key in dict.fromkeys(keys) if key in known and key not in _NO_ROW]
 
 
 def make_part_table(parts: Mapping[str, Figures], title: str, name_part: Callable[[str], str]) -> Table:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from panda.report.run_summary import GradingSummary, RunSummary, read_summary
 from panda.report.table import find_format, format_value
+from panda.report.trivial_answers import find_trivial_answer
+from panda.tasks.figures import Figures
 
 FIGURES = {
     "segmentation": (
         ("dice", "Dice"),
         ("dice_mean_slide", "mean Dice of slides with cancer"),
-        ("all_tissue_dice", "Dice if all tissue were called cancer"),
+        ("slide_sensitivity", "sensitivity of slides"),
+        ("slide_specificity", "specificity"),
     ),
     **dict.fromkeys(
         ("isup", "cancer"), (("qwk", "quadratic kappa"), ("accuracy", "accuracy"), ("auroc", "AUROC for cancer"))
@@ -30,13 +33,21 @@ def format_headline(summary: RunSummary) -> str:
     split, scores = ("val", summary.val) if summary.test is None else ("test", summary.test)
     numbers = scores.numbers
     known = [(key, name) for key, name in FIGURES[summary.scoring] if key in numbers]
-    named = [f"{name} {format_value(numbers[key], find_format(key)) or 'undefined'}" for key, name in known]
+    named = [_name_value(scores, key, name) for key, name in known]
     slides = f" on {numbers['slides']} slides" if "slides" in numbers else ""
     at = f" at threshold {summary.threshold:.3f}" if summary.task == "segmentation" else ""
     what: str = summary.task
     if isinstance(summary, GradingSummary) and not summary.target.is_grade:
         what += f" of {summary.target.name}"
     return f"{what} ({split}{slides}{at}): {', '.join(named)}"
+
+
+def _name_value(scores: Figures, key: str, name: str) -> str:
+    """Write a figure and, in the same measure, its trivial answer."""
+    if not (text := format_value(scores.numbers[key], find_format(key))):
+        return f"{name} undefined"
+    trivial = find_trivial_answer(scores, key)
+    return f"{name} {text}" + (f" ({trivial.describe(key)})" if trivial else "")
 
 
 def main(folders: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from panda.report.run_summary import GradingSummary, RunSummary, SegmentationSummary
 from panda.report.slide_page import Card
 from panda.report.table import UNITS, find_format, format_value, name_figure
+from panda.report.trivial_answers import find_trivial_answer, list_alarms
 from panda.tasks.calibration import Calibration
 from panda.tasks.figures import Figures
 from panda.tasks.threshold import CRITERIA, ThresholdChoice
@@ -16,7 +17,8 @@ Numbers = Mapping[str, float | None]
 # First the figures that are read first.
 HEADLINES = {
     "segmentation": (
-        "dice_mean_slide", "dice", "iou", "precision", "recall", "fp_mm2_benign_slides", "all_tissue_dice",
+        "dice", "dice_mean_slide", "iou", "precision", "recall", "fp_mm2_benign_slides", "slide_specificity",
+        "slide_sensitivity",
     ),
     "isup": ("qwk", "accuracy", "auroc_significant", "auroc"),
     "cancer": ("auroc", "accuracy"),
@@ -25,7 +27,6 @@ HEADLINES = {
     "regression": ("r2", "mae", "spearman", "pearson"),
     "survival": ("concordance",),
 }  # fmt: skip
-LESS_IS_BETTER = frozenset({"fp_mm2_benign_slides", "nll", "ece", "aurc", "selective_risk", "mae"})
 _FEW_SLIDES = 20
 _MUCH_OUTSIDE = 0.5
 """Share in % of the labelled cancer from which the cancer outside the tissue found is shown."""
@@ -80,6 +81,8 @@ def make_cards(summary: RunSummary) -> list[Card]:
             under = explain_missing(scores, key)
         elif big and not ends:
             under = scores.explain_no_interval(key) or "no interval was recorded"
+        if text and (trivial := find_trivial_answer(scores, key)):
+            under = "; ".join(filter(None, (under, trivial.describe(key))))
         cards.append(Card(name_figure(key), text, UNITS.get(kind, "").strip(), under, big))
     if "rule_qwk" in numbers:
         span = format_interval(scores.find_interval("rule_qwk"))
@@ -87,10 +90,14 @@ def make_cards(summary: RunSummary) -> list[Card]:
         cards.append(Card(name_figure("rule_qwk"), format_value(numbers["rule_qwk"], "headline"), under=under))
     if _has_much_outside(numbers):
         key = "cancer_outside_tissue_percent"
-        cards.insert(
-            2, Card(name_figure(key), format_value(numbers[key], "percent"), "%", "enters none of these figures")
-        )
+        cards.insert(2, Card(name_figure(key), format_value(numbers[key], "percent"), "%", "counts as missed"))
     return cards
+
+
+def find_alarms(summary: RunSummary) -> list[str]:
+    """Say what must not be overlooked in the figures that lead the page."""
+    split, scores = choose_split(summary)
+    return [f"On {'the test slides' if split == 'test' else split}: {text}" for text in list_alarms(scores)]
 
 
 def explain_figures(summary: RunSummary) -> list[str]:
@@ -128,8 +135,8 @@ def _explain_outside(numbers: Numbers) -> list[str]:
         return []
     share, area = (format_value(numbers.get(f"cancer_outside_tissue_{unit}"), unit) for unit in ("percent", "mm2"))
     return [
-        f"{share} % of the labelled cancer{area and f' ({area} mm²)'} is outside the tissue found. It enters no score, "
-        "neither as found nor as missed. The table of slides says on which slides it is."
+        f"{share} % of the labelled cancer{area and f' ({area} mm²)'} is outside the tissue found. It counts "
+        "as missed. The table of slides says on which slides it is."
     ]
 
 
@@ -140,16 +147,18 @@ def _format_with_interval(scores: Figures, key: str) -> str:
 
 
 def _explain_segmentation(scores: Figures) -> str:
-    numbers = scores.numbers
-    if numbers.get("dice_mean_slide") is None and numbers.get("dice") is None:
-        return "no Dice is defined, because there is no labelled cancer."
-    key = "dice_mean_slide" if numbers.get("dice_mean_slide") is not None else "dice"
-    what = "a mean Dice per slide of" if key == "dice_mean_slide" else "a pooled Dice of"
-    text = f"the predicted tumour overlaps the label with {what} {_format_with_interval(scores, key)}."
-    baseline = numbers.get("all_tissue_dice")
-    if baseline is not None:
-        text += f" Calling all tissue tumour would give {baseline:.2f}."
-    return text
+    words = {
+        "dice": "the predicted tumour overlaps the label with a Dice of {} over the pixels of all slides",
+        "dice_mean_slide": "The mean Dice of the slides with cancer is {}",
+    }
+    parts = []
+    for key, text in words.items():
+        if scores.numbers.get(key) is not None:
+            part = text.format(_format_with_interval(scores, key))
+            if trivial := find_trivial_answer(scores, key):
+                part += f"; calling all tissue tumour would give {trivial.value:.2f}"
+            parts.append(part)
+    return f"{'. '.join(parts)}." if parts else "no Dice is defined, because there is no labelled cancer."
 
 
 def _explain_grading(scores: Figures, keys: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
 from panda.errors import ManifestError
-from panda.inference.evaluate import CLASS_PIXELS
+from panda.inference.slide_score import CLASS_PIXELS
 from panda.report.run_folder import parse_number
 from panda.tables import read_output_table
 from panda.tasks.bootstrap import average_known, bootstrap_interval

@@ -18,7 +18,7 @@ from panda.report.confusion import ConfusionTable, lay_out_confusion
 from panda.report.failure_table import make_failure_table
 from panda.report.figure_tables import make_part_table, make_splits_table, name_grade
 from panda.report.grade_notes import add_rule_band
-from panda.report.interpretation import choose_split, explain_figures, make_cards
+from panda.report.interpretation import choose_split, explain_figures, find_alarms, make_cards
 from panda.report.page import require_folder, write_page
 from panda.report.patient_table import lay_out_patients
 from panda.report.run_folder import Picture, make_link, make_natural_key, parse_number, read_picture, read_text
@@ -254,6 +254,7 @@ def _lay_out_summary(summary: RunSummary) -> dict[str, Any]:
         ],
         "split": split,
         "policy": summary.data.groups,
+        "alarms": find_alarms(summary),
         "cards": make_cards(summary),
         "meaning": explain_figures(summary),
         "confusion": _make_confusion(summary),

@@ -10,8 +10,8 @@ from pydantic import Discriminator, Field, JsonValue, NonNegativeFloat, NonNegat
 
 from panda.data.summary import DataSummary, PatchDataSummary
 from panda.data.targets import Target
-from panda.inference.dataset_metrics import SegmentationSplitFigures
 from panda.inference.grading_metrics import AttentionSplitFigures, GradingSplitFigures
+from panda.inference.segmentation_figures import SegmentationSplitFigures
 from panda.inference.target_figures import CategorySplitFigures, RegressionSplitFigures, SurvivalSplitFigures
 from panda.report.run_folder import read_json
 from panda.stored import Plain, Share, Timestamp, list_faults
@@ -21,7 +21,7 @@ from panda.tasks.gleason_search import GleasonRuleChoice
 from panda.tasks.grade_calibration import GradeCalibration
 from panda.tasks.threshold import ThresholdChoice
 
-SCHEMA = 3
+SCHEMA = 4
 """Grows when a key is added, goes, or changes its meaning."""
 
 _NOT_TESTED = "Absent if the test slides were not scored."
@@ -57,7 +57,7 @@ def _tag_figures(figures: object) -> str:
 class CommonSummary(Plain, frozen=True):
     """What the summaries of both tasks have in common."""
 
-    version: Literal[3] = Field(alias="schema", description="Version of this description.")
+    version: Literal[4] = Field(alias="schema", description="Version of this description.")
     task: str = Field(description="`segmentation` or `grading`.")
     name: str = Field(description="Name of the run's folder.")
     created: Timestamp = Field(description="End of the run, ISO 8601, UTC.")

@@ -24,6 +24,9 @@ What a run says about itself, for programs; version {SCHEMA} (`schema`). The ver
 or changes its meaning. An undefined figure is null, never 0. `python -m panda.report.summary_schema FILE …` checks
 files, and `python -m panda.report.summary_schema > docs/summary.md` writes this page from the models in the code.
 
+Version 3 left labelled cancer outside the tissue out of every score. It had no figures of whole slides, and of the
+trivial answer only `all_tissue_dice`.
+
 Version 2 had no intervals of the AUROCs of grading. Its figures of attention, then null, were given for validation too.
 
 Version 1 had no `bootstrap`, `calibration`, `by_grade`, `no_interval`, `groups` and `benign_slides`. It had intervals

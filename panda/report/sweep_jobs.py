@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from panda.files import is_locked
-from panda.report.interpretation import LESS_IS_BETTER, list_headlines
+from panda.report.interpretation import list_headlines
 from panda.report.run_folder import make_link, make_natural_key, parse_number, read_text
 from panda.report.run_summary import GradingSummary, RunSummary, read_summary
+from panda.report.trivial_answers import LESS_IS_BETTER
 from panda.tables import read_output_table
 from panda.tasks.figures import Figures
 

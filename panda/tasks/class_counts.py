@@ -10,12 +10,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from panda.tasks.bins import BINS
 from panda.tasks.metrics import divide, find_threshold_bin
-from panda.tasks.pixel_histogram import find_bins
 from panda.wsi.classes import ANY_CANCER, IGNORED, OTHER
 
 Extra = Literal["no_patterns", "any_cancer", "ignored"]
@@ -60,6 +58,10 @@ def count_class_pixels(
     Returns:
         (C + 3, C, BINS).
     """
+    import torch  # noqa: PLC0415  (what reads counts needs none)
+
+    from panda.tasks.pixel_histogram import find_bins  # noqa: PLC0415
+
     rows = np.arange(256)
     rows[OTHER] = OTHER if has_patterns else find_row("no_patterns", classes)
     rows[ANY_CANCER], rows[IGNORED] = find_row("any_cancer", classes), find_row("ignored", classes)

@@ -9,7 +9,6 @@ are exact at the thresholds 0, 0.001, … 0.999, and another threshold raises a 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -127,13 +126,15 @@ class PixelScores:
     recall: float | None
 
 
-def score_threshold(hist: ArrayLike, threshold: float) -> PixelScores:
-    """Score one histogram at one threshold."""
+def score_threshold(hist: ArrayLike, threshold: float, missed: int = 0) -> PixelScores:
+    """Score one histogram at one threshold, with `missed` cancer pixels that are in no bin."""
     k = find_threshold_bin(threshold)
-    curve = compute_curve(hist)
-    ratios = (float(score[k]) for score in (curve.dice, curve.iou, curve.precision, curve.recall))
-    counts = (int(count[k]) for count in (curve.tp, curve.fp, curve.fn))
-    return PixelScores(*counts, *(None if math.isnan(ratio) else ratio for ratio in ratios))
+    counts = _to_counts(hist)
+    tp, fp = counts[:, k:].sum(axis=1).tolist()
+    fn = int(counts[0, :k].sum()) + missed
+    below = (2 * tp + fp + fn, tp + fp + fn, tp + fp, tp + fn)
+    ratios = (above / total if total else None for above, total in zip((2 * tp, tp, tp, tp), below, strict=True))
+    return PixelScores(tp, fp, fn, *ratios)
 
 
 def compute_dice(hist: ArrayLike, threshold: float) -> float:

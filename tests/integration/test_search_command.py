@@ -56,7 +56,7 @@ def test_search_of_two_processes_shares_trials_and_page(home: Path) -> None:
     study = optuna.load_study(study_name="shared", storage=f"sqlite:///{home / 'shared.db'}")
     assert study.direction == optuna.study.StudyDirection.MAXIMIZE
     for row, trial in zip(rows, study.trials, strict=True):
-        assert float(row["val_dice_mean_slide"]) == pytest.approx(trial.value)
+        assert float(row["val_dice"]) == pytest.approx(trial.value)
         assert (float(row["optim.lr"]), row["loss"]) == (trial.params["optim.lr"], trial.params["loss"])
         assert list(trial.intermediate_values) == [0]
 

@@ -31,10 +31,10 @@ from panda.data.store import read_store
 from panda.errors import PandaError
 from panda.inference.canvas_store import Canvas
 from panda.inference.compute import EngineSettings
-from panda.inference.evaluate import read_scores
 from panda.inference.grader import GradingPredictor
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.slide_result import SlideResult
+from panda.inference.slide_score import read_scores
 from panda.report.inference_page import write_inference_page
 from panda.report.inference_summary import InferenceSummary
 from panda.report.run_page import write_run_page
