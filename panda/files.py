@@ -29,9 +29,6 @@ from panda.soft_lock import PATIENCE_SECONDS, Holder, hold_soft_lock
 
 log = logging.getLogger(__name__)
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
-"""The folder of choices, beside the package."""
-
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 _SYNCS = 8  # files flushed at the same time
 _WINDOWS = os.name == "nt"

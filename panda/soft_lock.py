@@ -11,6 +11,7 @@ touched for `STALE_SECONDS`, by the clock, and for `WATCH_SECONDS` while this pr
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import functools
 import logging
@@ -129,8 +130,11 @@ def interrupt_main_thread() -> None:
 
     Shells without job control let such a process ignore SIGINT.
     """
-    ignores = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM if ignores else signal.SIGINT)
+    number = signal.SIGTERM if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else signal.SIGINT
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+    else:  # Windows
+        _thread.interrupt_main(number)
 
 
 @contextlib.contextmanager

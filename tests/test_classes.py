@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from panda.choices import CONF
 from panda.errors import ConfigError, MaskError
-from panda.wsi.classes import ANY_CANCER, BINARY, FOLDER, IGNORED, ClassSet, find_classes
+from panda.wsi.classes import ANY_CANCER, BINARY, IGNORED, ClassSet, find_classes
 from panda.wsi.label_maps import UNKNOWN, LabelMap, find_label_map, tumor_bool_from_gray
 
 GLEASON = find_classes("gleason")
@@ -18,7 +19,7 @@ RADBOUD, KAROLINSKA = find_label_map("radboud"), find_label_map("karolinska")
 
 def test_find_classes_names_and_paths() -> None:
     assert find_classes("binary") is BINARY
-    assert find_classes(str(FOLDER / "gleason.yaml")) == GLEASON
+    assert find_classes(str(CONF / "classes" / "gleason.yaml")) == GLEASON
     assert GLEASON.names == ("benign", "G3", "G4", "G5")
     assert GLEASON.patterns == {"G3": (3,), "G4": (4,), "G5": (5,)}
 
@@ -117,8 +118,8 @@ def test_find_classes_all_faults_at_once(tmp_path: Path) -> None:
 
 
 def test_find_classes_missing_file_names_key_and_file() -> None:
-    with pytest.raises(ConfigError, match=r"task\.classes=a/b: there is no file .*a/b\.yaml; give binary, gleason"):
-        find_classes("a/b")
+    with pytest.raises(ConfigError, match=r"classes=a/b\.yaml: there is no file .*a/b\.yaml; give binary, gleason"):
+        find_classes("a/b.yaml")
     with pytest.raises(ConfigError, match=r"task\.classes=absent\.yaml: there is no file absent\.yaml"):
         find_classes("absent.yaml")
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import transforms
 
-from panda.app.encoder_choice import FOLDER, find_card, find_encoder
+from panda.app.encoder_choice import find_card, find_encoder
+from panda.choices import find_files
 from panda.errors import CheckpointError, ConfigError
 from panda.inference.compute import EngineSettings
 from panda.inference.grader import GradingPredictor
@@ -26,7 +27,7 @@ from tests.checkpoints import grading_checkpoint
 from tests.conftest import SHARED
 from tests.test_config_check import compose_settings, find_faults
 
-NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+NAMES = list(find_files("encoders"))
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from panda.app.hydra_job import AUTO
 from panda.app.resume import RESUMABLE
+from panda.choices import CONF, find_own_conf
 from panda.errors import INSTALL_CLUSTER, suggest
-from panda.files import CONF
 from panda.settings import quote
 
 OWN = {"hydra", "run_dir"}
@@ -103,7 +103,7 @@ def _find_required_choice(group: str) -> str:
 
 def _read_choices() -> Iterator[tuple[str, str, dict[Any, Any]]]:
     """Yield each choice of each group: name of the group, name of the choice, content."""
-    for file in sorted(CONF.glob("*/*.yaml")):
+    for file in [file for conf in (CONF, find_own_conf()) if conf for file in sorted(conf.glob("*/*.yaml"))]:
         with contextlib.suppress(Exception):  # a broken file of another choice is not the fault here
             content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
             if isinstance(content, dict):

@@ -8,8 +8,8 @@ from typing import Any
 
 import timm
 
+from panda.choices import find_files
 from panda.errors import ConfigError, OptionError, suggest
-from panda.files import CONF
 from panda.inference.predictor import SegmentationPredictor
 from panda.models.encoder_cards import EncoderCard
 from panda.models.mil import MILNet
@@ -19,8 +19,6 @@ DOWNLOADED = ("imagenet", "download")
 """Values of `model.encoder_weights` that are downloaded, which happens only after every check has passed."""
 USUAL_MPP = 0.5
 """µm/px of the tiles of most encoders."""
-FOLDER = CONF / "encoders"
-"""The encoders that are known by name; the file name is the name."""
 
 
 def find_card(choice: Any, weights: Any = None) -> EncoderCard:
@@ -50,8 +48,7 @@ def find_encoder(choice: Any) -> str | dict[str, Any]:
         ConfigError: If there is no such encoder, or with all faults of its file.
     """
     own = str(choice).endswith((".yaml", ".yml"))
-    path = Path(choice) if own else FOLDER / f"{choice}.yaml"
-    known = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+    known = find_files("encoders")
     if not own and str(choice) not in known:
         if timm.is_model(str(choice)):
             return str(choice)
@@ -60,6 +57,7 @@ def find_encoder(choice: Any) -> str | dict[str, Any]:
             f"model.encoder={choice}: timm has no such model, and conf/encoders no such file{hint}; give a timm model, "
             f"a PATH.yaml, or one of {', '.join(known)}"
         )
+    path = Path(choice) if own else known[str(choice)]
     try:
         return EncoderCard.parse(read_yaml(path)).to_options()
     except OptionError as error:

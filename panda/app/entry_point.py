@@ -22,6 +22,7 @@ from panda.app.command_line import explain
 from panda.app.hydra_check import install_hydra_check
 from panda.app.hydra_job import is_multirun, read_key, register_resolvers, remember_arguments, write_overrides
 from panda.app.launcher import advise_sweep, explain_launcher, has_submitted
+from panda.app.own_conf import add_own_conf
 from panda.app.own_sweeps import close_sweeps, forget_sweeps, list_sweeps, restore_sweeps
 from panda.app.ranks import RankError, find_launch
 from panda.app.signals import is_interruption, name_signal, pass_on_signal, stop_on_signals
@@ -31,6 +32,7 @@ from panda.files import open_log, write_whole
 log = logging.getLogger("panda")
 
 register_resolvers()
+add_own_conf()
 install_hydra_check()
 
 

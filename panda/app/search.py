@@ -20,8 +20,9 @@ from panda.app.entry_point import Interrupted, enter, guard, refuse, set_up_logg
 from panda.app.hydra_job import AUTO, sweep_folder
 from panda.app.resume import SESSION_KEYS
 from panda.app.search_space import Words, parse_words
+from panda.choices import CONF
 from panda.errors import INSTALL_CLUSTER, ConfigError, PandaError
-from panda.files import CONF, write_whole
+from panda.files import write_whole
 from panda.settings import Count, Seed, Settings, Text, accept, escape
 
 if TYPE_CHECKING:

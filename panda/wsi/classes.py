@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from panda.choices import find_files
 from panda.errors import ConfigError, MaskError, suggest
-from panda.files import CONF
 from panda.stored import Plain, list_faults
 from panda.wsi.label_maps import UNKNOWN, LabelMap, Pattern, read_yaml
-
-FOLDER = CONF / "classes"
-"""The class sets that are known by name, beside `binary`; the file name is the name."""
 
 OTHER = 0
 """The target of a px that is no cancer."""
@@ -162,10 +159,12 @@ def find_classes(choice: str) -> ClassSet:
     """
     if choice == "binary":
         return BINARY
-    path = Path(choice) if choice.endswith((".yaml", ".yml")) else FOLDER / f"{choice}.yaml"
-    known = ["binary", *(file.stem for file in FOLDER.glob("*.yaml"))]
-    if path.parent == FOLDER and path.stem not in known:
+    files = find_files("classes")
+    known = ["binary", *files]
+    is_path = choice.endswith((".yaml", ".yml"))
+    if not is_path and choice not in known:
         raise ConfigError(f"task.classes={choice}: there is no such set{suggest(choice, known)}, or give a PATH.yaml")
+    path = Path(choice) if is_path else files[choice]
     if not path.is_file():
         raise ConfigError(f"task.classes={choice}: there is no file {path}; give {', '.join(known)} or a PATH.yaml")
     content = read_yaml(path)

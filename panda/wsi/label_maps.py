@@ -14,11 +14,11 @@ import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
+from panda.choices import CONF, find_own_conf
 from panda.errors import ConfigError, MaskError, suggest
-from panda.files import CONF
 
 FOLDER = CONF / "label_maps"
-"""The label maps of all known providers; the file name is the provider."""
+"""The label maps of the package; the file name is the provider."""
 Code = Annotated[int, Field(ge=0, le=255)]
 Pattern = Annotated[int, Field(ge=1, le=5)]
 Channel = Literal["red", "green", "blue", "alpha"]
@@ -97,13 +97,16 @@ class LabelMap(BaseModel, frozen=True, extra="forbid"):
 
 
 def get_label_maps() -> Mapping[str, LabelMap]:
-    """Return the label map of each provider in `FOLDER`, see `load_label_maps`."""
-    return load_label_maps(FOLDER)
+    """Return the label map of each provider in `FOLDER` and in the user's own `conf/label_maps`."""
+    own = find_own_conf()
+    return load_label_maps(FOLDER, *([own / "label_maps"] if own else []))
 
 
 @functools.cache
-def load_label_maps(folder: Path) -> Mapping[str, LabelMap]:
-    """Return the label maps in a folder by provider, one YAML file each; a process reads them once.
+def load_label_maps(*folders: Path) -> Mapping[str, LabelMap]:
+    """Return the label maps in folders by provider, one YAML file each; a process reads them once.
+
+    A name that an earlier folder has is passed over: `check_own_conf` allows it for copies alone.
 
     Raises:
         ConfigError: If there are no files, or with all faults of all files.
@@ -111,7 +114,9 @@ def load_label_maps(folder: Path) -> Mapping[str, LabelMap]:
     found: dict[str, LabelMap] = {}
     faults: list[str] = []
     paths: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.yaml")):
+    for path in [path for folder in folders for path in sorted(folder.glob("*.yaml"))]:
+        if path.stem in found:
+            continue
         if (other := paths.setdefault(path.stem.casefold(), path)) is not path:
             faults.append(f"{other} and {path.name} differ in upper and lower case only: remove or rename one")
         try:
@@ -119,7 +124,7 @@ def load_label_maps(folder: Path) -> Mapping[str, LabelMap]:
         except ConfigError as error:
             faults += error.faults
     if not found and not faults:
-        faults = [f"{folder}: there is no label map; restore this folder from the checkout that holds the package"]
+        faults = [f"{folders[0]}: there is no label map; restore this folder from the checkout that holds the package"]
     if faults:
         raise ConfigError(faults)
     return MappingProxyType(found)

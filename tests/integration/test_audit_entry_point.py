@@ -75,16 +75,6 @@ def test_audit_script_reads_table_only(home: Path) -> None:
     assert [row["finding"] for row in table(home / "audit" / "findings.csv")] == ["duplicate_row"]
 
 
-def test_old_audit_command_names_new_command_and_runs_it(home: Path) -> None:
-    command = [sys.executable, "-m", "panda.data.audit", "data=panda", "data.root=data", "audit.slides=false"]
-    done = subprocess.run(
-        command, cwd=home, env={"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "type python audit.py data=panda data.root=data audit.slides=false" in done.stderr
-    assert (home / "audit" / "report.html").exists()
-
-
 def test_audit_all_faults_at_once_and_no_output(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from panda.files import CONF
+from panda.choices import CONF
 from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.metadata import SegmentationMetadata
 from panda.wsi.classes import find_classes

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from panda.files import CONF
+from panda.choices import CONF
 from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.metadata import SegmentationMetadata
-from panda.wsi import label_maps
 from panda.wsi.label_maps import find_label_map
 from tests.integration.entry_points import run_entry_point, table
 from tests.panda_folder import CANCER, HEADER, HEIGHT, WIDTH, picture
@@ -50,20 +49,19 @@ def _draw(root: Path) -> None:
     (root / "train.csv").write_text("\n".join(lines) + "\n")
 
 
-def test_label_map_yaml_of_third_provider_trains_and_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_map_yaml_of_third_provider_trains_and_is_scored(tmp_path: Path) -> None:
     _draw(tmp_path / "slides")
     refused = run_entry_point("train", tmp_path, *TINY)
     assert refused.returncode == 1
     assert "'mylab' is unknown; known are annotations, binary, binary_255, gleason, " in refused.stderr
     assert "conf/label_maps/mylab.yaml" in refused.stderr
 
-    folder = tmp_path / "label_maps"
-    shutil.copytree(CONF / "label_maps", folder)
-    shutil.copy(folder / "binary.yaml", folder / "mylab.yaml")
-    with monkeypatch.context() as patched:
-        patched.setattr(label_maps, "FOLDER", folder)
-        done = run_entry_point("train", tmp_path, *TINY)
-        assert done.returncode == 0, done.stderr[-3000:]
+    own = tmp_path / "conf" / "label_maps" / "mylab.yaml"
+    own.parent.mkdir(parents=True)
+    shutil.copy(CONF / "label_maps" / "binary.yaml", own)
+    done = run_entry_point("train", tmp_path, *TINY)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shutil.rmtree(tmp_path / "conf")
     run = tmp_path / "runs" / "segmentation" / "own"
     checkpoint = run / "checkpoints" / "best.ckpt"
     assert read_checkpoint(checkpoint, SegmentationMetadata).metadata.label_maps == {"mylab": find_label_map("binary")}

@@ -1,0 +1,43 @@
+"""Choices: the YAML files of the package's `conf/`, and of a folder `conf` of the user's own.
+
+An installed package holds its `conf`; in a checkout it is beside the package. Files in the folder `conf` of the
+working folder add to it, so that a user of an installed package needs no checkout. Processes that this one starts see
+the same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from panda.errors import ConfigError
+
+_INSTALLED = Path(__file__).resolve().parent / "conf"
+CONF = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / "conf"
+"""The choices of the package."""
+
+
+def find_own_conf() -> Path | None:
+    """Return the folder `conf` of the working folder, or None if it is absent or the package's."""
+    own = Path("conf").absolute()
+    return own if own.is_dir() and not own.samefile(CONF) else None
+
+
+def check_own_conf(own: Path) -> None:
+    """Refuse a user's own file with the name of a file of the package; unchanged copies are left out.
+
+    Raises:
+        ConfigError: With all such files.
+    """
+    files = [(path, CONF / path.relative_to(own)) for path in sorted(own.rglob("*.yaml"))]
+    if faults := [
+        f"{path}: the package has another file of this name, {known}: rename yours, or work in another folder"
+        for path, known in files
+        if known.is_file() and known.read_bytes() != path.read_bytes()
+    ]:
+        raise ConfigError(faults)
+
+
+def find_files(group: str) -> dict[str, Path]:
+    """Return the files of a group, such as `encoders`, by their sorted names."""
+    folders = [CONF / group, *([own / group] if (own := find_own_conf()) else [])]
+    return dict(sorted({path.stem: path for folder in reversed(folders) for path in folder.glob("*.yaml")}.items()))

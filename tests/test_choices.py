@@ -1,0 +1,59 @@
+"""The package's choices, and those of a folder `conf` of the user's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+import panda.app.entry_point  # noqa: F401 (lets Hydra find the user's own choices)
+from panda.app.command_line import suggest_key
+from panda.app.encoder_choice import find_encoder
+from panda.choices import CONF, find_files, find_own_conf
+from panda.errors import ConfigError
+from panda.wsi.classes import find_classes
+from panda.wsi.label_maps import find_label_map
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder `conf` of a user, with copies of choices under names of their own."""
+    monkeypatch.chdir(tmp_path)
+    for kind, name in (("label_maps", "radboud"), ("classes", "gleason"), ("encoders", "uni"), ("model", "fpn")):
+        (tmp_path / "conf" / kind).mkdir(parents=True)
+        shutil.copy(CONF / kind / f"{name}.yaml", tmp_path / "conf" / kind / "mine.yaml")
+    return tmp_path / "conf"
+
+
+def read_model(*overrides: str) -> str:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return str(compose("train", overrides=list(overrides)).model.architecture)
+
+
+def test_own_choices_are_found_by_name(own: Path) -> None:
+    assert read_model("model=mine") == "fpn"
+    assert find_label_map("mine") == find_label_map("radboud")
+    assert find_classes("mine") == find_classes("gleason")
+    assert find_encoder("mine") == find_encoder("uni")
+    (own / "model" / "mine.yaml").write_text("zoom: 2\n")
+    assert "model.zoom with model=mine" in suggest_key("zoom", {"model": {}})
+
+
+def test_own_file_with_name_of_package_is_refused_unless_a_copy(own: Path) -> None:
+    shutil.copytree(CONF, own, dirs_exist_ok=True)
+    assert find_label_map("radboud").cancer == (3, 4, 5)
+    assert read_model("model=fpn") == "fpn"
+    (own / "model" / "fpn.yaml").write_text("architecture: unet\n")
+    with pytest.raises(ConfigError, match=r"conf/model/fpn\.yaml: the package has another file of this name, .*rename"):
+        read_model("model=fpn")
+
+
+def test_find_own_conf_passes_over_conf_of_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_own_conf() is None
+    os.symlink(CONF, tmp_path / "conf")
+    assert find_own_conf() is None
+    assert find_files("classes") == {"gleason": CONF / "classes" / "gleason.yaml"}
