@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType
@@ -19,6 +20,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from panda.app import entry_point
 from panda.app.audit import audit
 from panda.app.entry_point import (
     Interrupted,
@@ -282,6 +284,21 @@ def test_guard_refused_sweep_job_leaves_error_and_choices(tmp_path: Path) -> Non
     assert not alone.exists()
 
 
+def test_pause_collection_keeps_no_garbage_of_earlier_jobs() -> None:
+    class Node:
+        """Refers to itself."""
+
+    with pause_collection():
+        pass
+    node = Node()
+    node.self = node  # type: ignore[attr-defined]
+    seen = weakref.ref(node)
+    with pause_collection():
+        del node
+    gc.collect()
+    assert seen() is None
+
+
 def test_pause_collection_leaves_no_leak_reports() -> None:
     """Triton, which torch may import, reports frozen objects in thirty lines at the end of a process."""
     pytest.importorskip("triton")
@@ -291,6 +308,7 @@ def test_pause_collection_leaves_no_leak_reports() -> None:
 
 
 def test_pause_collection_passes_over_what_was_imported() -> None:
+    entry_point._freeze_once.cache_clear()
     before = gc.get_freeze_count()
     try:
         with pause_collection():

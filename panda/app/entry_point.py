@@ -102,10 +102,16 @@ def pause_collection() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
-        atexit.register(gc.unfreeze)  # libraries that count what they leave, such as triton, report frozen objects
+        _freeze_once()
         if was_enabled:
             gc.enable()
+
+
+@functools.cache
+def _freeze_once() -> None:
+    """Freeze what a new process has imported; later on, the garbage of earlier jobs would be kept with it."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # libraries that count what they leave, such as triton, report frozen objects
 
 
 def guard(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

@@ -76,11 +76,14 @@ def choices_made() -> list[str]:
 
 def job_folder(own: str | None) -> str | None:
     """Return the folder of a job: in a multirun the one that Hydra made for it, otherwise its own."""
-    if not is_multirun():
-        return own
+    return str(find_output_folder()) if is_multirun() else own
+
+
+def find_output_folder() -> Path:
+    """Return the folder that Hydra made for the job of this process."""
     # Not resolved, because Hydra writes the path as it is, and a ${…} in it is text.
-    made: Any = OmegaConf.to_container(HydraConfig.get().runtime, resolve=False)
-    return str(made["output_dir"])
+    runtime: Any = OmegaConf.to_container(HydraConfig.get().runtime, resolve=False)
+    return Path(runtime["output_dir"])
 
 
 def loss_of_kind(kind: str) -> str:

@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict, read_write
 
 from panda.app.entry_point import guard, list_refusals, record_failed_jobs, refuse
-from panda.app.hydra_job import has_arguments, is_typed, make_new_folder
+from panda.app.hydra_job import find_output_folder, has_arguments, is_typed, make_new_folder
 from panda.app.launcher import REFUSED
 from panda.app.own_sweeps import remember_sweep
 from panda.app.ranks import find_launch
@@ -47,7 +47,7 @@ class SweepPage(Callback):
 
             typed = list(config.allow_packages) if is_typed("allow_packages") else []
             run_registered(guard(train), typed)
-            folder = Path(config.hydra.runtime.output_dir)
+            folder = find_output_folder()
             if not has_arguments() and (refusals := list_refusals()):
                 # The process that started the sweep sees no difference to a job without a figure.
                 write_whole(folder.parent / REFUSED / folder.name, "\n".join(refusals))
