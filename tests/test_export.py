@@ -18,6 +18,8 @@ from PIL import Image
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.export import write_geojson, write_ome_tiff
 from panda.inference.legends import JET, Scale, round_length
+from panda.inference.outline_drawing import draw_outlines
+from panda.inference.picture_file import find_image
 from panda.inference.polygons import trace
 from panda.inference.quantify import Quantification, QuantifySettings, slide_quantification
 from panda.inference.slide_images import UNSCORED, Overview, shrink, write_heatmap, write_overlay, write_view
@@ -152,6 +154,39 @@ def test_write_overlay_colors_and_outlines_tumor_only(slide: Slide, canvas: Canv
     empty = trace(np.zeros(canvas.shape, np.bool_))
     write_overlay(Overview.from_canvas(slide, canvas, nothing), empty, 0.5, tmp_path / "over.png")
     assert is_near(read_pixels(tmp_path / "over.png"), mixed.astype(np.uint8), 4).sum() == 0
+
+
+def test_write_heatmap_shows_glass_as_unscored(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
+    tissue = make_full_tissue(slide)
+    tissue.mask[:, :150] = False
+    nothing = trace(np.zeros(canvas.shape, np.bool_))
+    for side, factor in ((2048, 1), (500, 3)):
+        write_heatmap(canvas, nothing, 0.5, tmp_path / "heat.png", tissue=tissue, max_side=side)
+        left, top, right, bottom = find_image(tmp_path / "heat.png") or (0, 0, 0, 0)
+        image = read_pixels(tmp_path / "heat.png")[top:bottom, left:right]
+        assert image.shape == (-(-canvas.shape[0] // factor), -(-canvas.shape[1] // factor), 3)
+        unscored = is_near(image, UNSCORED, 0)
+        assert unscored[:, : 150 // factor].all()
+        assert unscored[:, 1200 // factor :].all()
+        assert not unscored[:, 150 // factor + 1 : 1200 // factor - 1].any()
+
+
+def test_draw_outlines_joins_specks_but_keeps_lone_ones() -> None:
+    mask = np.zeros((4000, 6000), np.bool_)
+    mask[500:3000, 500:3000] = True
+    mask[520:2980:40, 520:2980:40] = False  # single px
+    mask[600:2900:60, 600:2900] = False  # narrow gaps that part the tumour
+    mask[1500:2100, 1500:2100] = False
+    mask[3500:3520, 5000:5020] = True
+    image = np.full((1000, 1500, 3), 200, np.uint8)
+    draw_outlines(image, trace(mask), 0.25)
+    dark = image.max(axis=2) < 120
+    assert not dark[130:370, 130:370].any()
+    assert dark[425, 370:380].any()  # the left edge of the hole of 150 px
+    assert dark[300, 123:127].any()
+    assert dark[300, 748:752].any()
+    assert dark[870:885, 1245:1260].any()
+    assert dark.sum() < 2 * (4 * 625 + 4 * 150 + 100)
 
 
 def test_pictures_without_resolution_are_written(slide_without_mpp: Slide, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from panda.errors import PandaError
+from panda.inference.picture_file import write_png
 from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_result import LABEL_METRICS, Provenance
 from panda.report.agreement import draw_agreement
@@ -596,6 +597,17 @@ def test_read_picture_is_shrunk_and_flattened_on_white(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     assert read_picture(tmp_path / "bad.png", 200) is None
     assert read_picture(tmp_path / "absent.png", 200) is None
+
+
+def test_read_picture_bare_leaves_out_the_legend(tmp_path: Path) -> None:
+    sheet = np.full((300, 500, 3), 255, np.uint8)
+    sheet[50:250, 30:430] = 90
+    for box, size in (((30, 50, 430, 250), (200, 100)), (None, (200, 120)), ((30, 50, 501, 250), (200, 120))):
+        write_png(sheet, tmp_path / "p.png", box)
+        for bare in (False, True):
+            picture = read_picture(tmp_path / "p.png", 200, bare=bare)
+            assert picture is not None
+            assert (picture.width, picture.height) == (size if bare else (200, 120))
 
 
 def test_ticks_are_round_and_span_data() -> None:

@@ -152,9 +152,9 @@ def test_write_attention_benign_slide_has_no_cancer_heading(
     grade = _make_grade([(0, 0, 1.0)], 16.0, "cancer", predicted)
     heads: list[str] = []
 
-    def headed(laid: Any, **sheet: Any) -> Image.Image:
+    def headed(laid: Any, **sheet: Any) -> tuple[Image.Image, None]:
         heads.append(sheet["subtitle"])
-        return Image.fromarray(laid)
+        return Image.fromarray(laid), None
 
     monkeypatch.setattr("panda.inference.slide_images.frame_image", headed)
     write_attention(np.full((20, 40, 3), 255, np.uint8), view, grade, "s", tmp_path / "attention.png")

@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import Logger
 
 from panda.app.tracking import EpochLogger, find_wandb_logger, spare_run
 from panda.inference.panel_patches import PanelRow
+from panda.inference.picture_file import find_image
 from panda.report.run_summary import RunSummary
 from panda.report.table import name_figure
 from panda.tables import read_output_table
@@ -144,12 +145,13 @@ def log_slides(logger: EpochLogger, key: str, rows: Sequence[Mapping[str, Any]],
 
 
 def _shrink_picture(path: Path) -> wandb.Image | None:
-    """Return a picture at the size for a table, or None if the file does not exist."""
+    """Return a picture without its legend at the size for a table, or None if the file does not exist."""
     if not path.is_file():
         return None
     with Image.open(path) as picture:
-        picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-        return wandb.Image(picture.convert("RGB"), file_type="jpg")
+        image = picture.crop(find_image(path))
+        image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+        return wandb.Image(image.convert("RGB"), file_type="jpg")
 
 
 @spare_run

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from panda.inference.picture_file import Box
 from panda.wsi.geometry import round_px
 
 INK, FAINT, PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
@@ -89,8 +90,8 @@ def frame_image(
     scale: Scale,
     keys: Sequence[LegendEntry],
     measures: tuple[str, str] = ("tumour", "probability"),
-) -> Image.Image:
-    """Return an image on a white sheet with title, colour bar, scale bar and legend.
+) -> tuple[Image.Image, Box]:
+    """Return an image on a white sheet with title, colour bar, scale bar and legend, and its place there.
 
     Args:
         image: (h, w, 3) uint8 RGB; it is not resized.
@@ -133,7 +134,7 @@ def frame_image(
         else:
             draw.rectangle(box, fill=key.colour, outline=(160, 160, 160))
         draw.text((box[2] + em // 2, y + em // 2), key.text, INK, font=small, anchor="lm")
-    return sheet
+    return sheet, (left, top, left + width, top + height)
 
 
 def _draw_colour_bar(

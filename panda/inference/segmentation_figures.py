@@ -10,6 +10,10 @@ from panda.stored import Percent, Share
 from panda.tasks.figures import AmountInterval, Figures, Interval
 
 _NO_CANCER = "Null if no cancer is labelled"
+_BINS = (
+    "Probabilities are in 1,000 bins, and the pixels of a bin have equal rank: it differs from the exact area, most if "
+    "many are in the first or the last bin."
+)
 _MEAN = "Mean `{}` of the slides with labelled cancer. Null if no slide has one."
 _CALLED = f"called cancer (more than {CALLED_PERCENT:g} % of their tissue, before the clean-up)"
 _ALL = "if all tissue were called cancer"
@@ -70,11 +74,11 @@ class SegmentationFigures(Figures, frozen=True):
     )
     slide_auroc_interval: Interval
     pr_auc: Share | None = Field(
-        description=f"Average precision: area under the precision-recall curve of pixels. {_NO_CANCER}."
+        description=f"Average precision: area under the precision-recall curve of pixels. {_BINS} {_NO_CANCER}."
     )
     pr_auc_interval: Interval
     pixel_auroc: Share | None = Field(
-        description=f"Area under the ROC curve of pixels. {_NO_CANCER}, or there is no other tissue."
+        description=f"Area under the ROC curve of pixels. {_BINS} {_NO_CANCER}, or there is no other tissue."
     )
     pixel_auroc_interval: Interval
     no_interval: dict[str, str] = Field(description="Figure to the reason why it has no interval.")

@@ -93,7 +93,7 @@ class SlideFiles:
         folder = self.folder
         overview = Overview.from_canvas(self.slide, canvas, self.tissue)
         shown: dict[str, Any] = {"areas": found.classes, "colour_map": self.colour_map}
-        write_heatmap(canvas, found.outlines, self.threshold, folder / "heatmap.png", **shown)
+        write_heatmap(canvas, found.outlines, self.threshold, folder / "heatmap.png", tissue=self.tissue, **shown)
         write_overlay(overview, found.outlines, self.threshold, folder / "overlay.png", **shown)
         image, view = overview.image, overview.resolution
         write_attention(image, view, self.grade, self.slide.slide_id, folder / "attention.png")

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from panda.files import write_beside, write_whole
+from panda.files import write_beside
 from panda.inference.canvas_store import Canvas
 from panda.inference.class_areas import ClassArea, describe_class_area
 from panda.inference.class_colours import find_class_colour, make_class_tables, paint_classes
 from panda.inference.codes import STEPS, choose_classes
 from panda.inference.grade import Grade
-from panda.inference.legends import COLOUR_MAPS, ColourMap, LegendEntry, Scale, colorize, frame_image
+from panda.inference.legends import COLOUR_MAPS, ColourMap, LegendEntry, Scale, colorize, format_length, frame_image
+from panda.inference.outline_drawing import OUTLINE, draw_outlines, find_closed_gap, find_thickness
+from panda.inference.picture_file import write_png
 from panda.inference.polygons import Outlines
 from panda.wsi.classes import ClassSet
 from panda.wsi.geometry import Resolution, floor_px, round_px
@@ -30,8 +31,6 @@ MAX_SIDE = 2048
 """Longest side of the image in a picture, in px."""
 
 UNSCORED = (225, 225, 225)
-OUTLINE = (0, 0, 0)
-_OUTLINED = LegendEntry("counted as tumour: small objects removed, small holes filled", OUTLINE, line=True)
 _BAND_PX = 512
 
 
@@ -130,6 +129,7 @@ def write_heatmap(
     threshold: float,
     path: Path | str,
     *,
+    tissue: TissueMap | None = None,
     areas: Sequence[ClassArea] = (),
     colour_map: ColourMap = "jet",
     max_side: int = MAX_SIDE,
@@ -141,6 +141,7 @@ def write_heatmap(
         outlines: Outlines of the tumour in working px of the canvas.
         threshold: Threshold of the tumour, marked on the colour bar.
         path: The PNG, whole or absent.
+        tissue: Pixels outside it, which no figure counts, look like those that were not scored.
         areas: The tumour by class of cancer, for the legend; empty if there is one class.
         colour_map: Name of the colours if there is one class of cancer.
         max_side: Longest side of the map in the picture; a larger map is averaged down by a whole factor.
@@ -150,18 +151,23 @@ def write_heatmap(
     by_class, share = shrink(canvas, factor)
     tables = make_class_tables(canvas.classes, colour_map, fades=True)
     image = paint_classes(by_class, canvas.classes, tables)
-    image[share == 0] = UNSCORED
-    _draw_outlines(image, outlines, 1 / factor)
-    sheet = frame_image(
+    scored = share > 0
+    if tissue is not None:
+        shown = _reduce(resolution, factor)
+        scored &= tissue.crop(shown, (0, 0), shown.size)
+    image[~scored] = UNSCORED
+    draw_outlines(image, outlines, 1 / factor)
+    scale = _make_scale(resolution, factor)
+    sheet, box = frame_image(
         image,
         title=str(canvas.attrs.get("slide_id", canvas.path.parent.name)),
         subtitle=f"Tumour probability, threshold {threshold:.3g}, {_describe_scale(resolution)}",
         bar=tables.swapaxes(0, 1),
         mark=threshold,
-        scale=_make_scale(resolution, factor),
-        keys=[*_list_classes(areas), _OUTLINED, LegendEntry("not scored", UNSCORED)],
+        scale=scale,
+        keys=[*_list_classes(areas), _describe_outline(image, scale), LegendEntry("glass, or not scored", UNSCORED)],
     )
-    _write_png(sheet, path)
+    write_png(sheet, path, box)
 
 
 def write_overlay(
@@ -181,19 +187,20 @@ def write_overlay(
     tables = make_class_tables(overview.classes, colour_map)
     painted = paint_classes(overview.by_class, overview.classes, tables)
     blended = _blend(overview.image, painted, _compute_opacity(overview.prob) * overview.share)
-    _draw_outlines(blended, outlines, overview.mapped.downsample / overview.resolution.downsample)
+    draw_outlines(blended, outlines, overview.mapped.downsample / overview.resolution.downsample)
+    scale = _make_scale(overview.resolution)
     glass = np.full((256, len(tables), 3), 255, np.uint8)
     opacity = _compute_opacity(np.linspace(0, 1, 256, dtype=np.float32)[:, None])
-    sheet = frame_image(
+    sheet, box = frame_image(
         blended,
         title=overview.slide_id,
         subtitle=f"Tumour probability over the slide, threshold {threshold:.3g}, {_describe_scale(overview.mapped)}",
         bar=_blend(glass, tables.swapaxes(0, 1), opacity),
         mark=threshold,
-        scale=_make_scale(overview.resolution),
-        keys=[*_list_classes(areas), _OUTLINED],
+        scale=scale,
+        keys=[*_list_classes(areas), _describe_outline(blended, scale)],
     )
-    _write_png(sheet, path)
+    write_png(sheet, path, box)
 
 
 def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | None, slide_id: str, path: Path) -> None:
@@ -210,12 +217,12 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
     fills = colorize(share[None] / (share.max() or 1), colours)[0]
     corners = floor_px(np.array([(tile.x, tile.y) for tile in record.tiles]) / view.downsample)
     side = max(1, round_px((record.tile_side_px or 0) / view.downsample))
-    laid, thick = image.copy(), max(1, round_px(max(image.shape) / 1200))
+    laid, thick = image.copy(), find_thickness(image)
     for (x, y), colour in zip(corners.tolist(), fills.tolist(), strict=True):
         tile = laid[y : y + side, x : x + side]
         tile[:] = _blend(tile, np.array(colour, np.uint8), np.full(tile.shape[:2], 0.5, np.float32))
         cv2.rectangle(laid, (x, y), (x + side - 1, y + side - 1), colour, thick)
-    sheet = frame_image(
+    sheet, box = frame_image(
         laid,
         title=slide_id,
         subtitle=f"Attention for {len(share)} tiles, {record.describe()} predicted; "
@@ -226,7 +233,7 @@ def write_attention(image: NDArray[np.uint8], view: Resolution, grade: Grade | N
         keys=[LegendEntry("a tile; the rest of the slide had no part in the grade", tuple(fills[share.argmax()]))],
         measures=("attention,", "of the most"),
     )
-    _write_png(sheet, path)
+    write_png(sheet, path, box)
 
 
 def write_slide(image: NDArray[np.uint8], folder: Path) -> None:
@@ -248,24 +255,12 @@ def write_view(overview: Overview, folder: Path, label: NDArray[np.bool_] | None
     if label is not None:
         planes[..., 2] = 255 * label
     write_slide(overview.image, folder)
-    _write_png(planes, folder / "map.png")
+    write_png(planes, folder / "map.png")
 
 
 def _list_classes(areas: Sequence[ClassArea]) -> list[LegendEntry]:
     """Return the legend of the classes of cancer, with their areas and shares."""
     return [LegendEntry(describe_class_area(area), find_class_colour(area.patterns)) for area in areas]
-
-
-def _write_png(image: Any, path: Path | str) -> None:
-    """Write an RGB image of NumPy or Pillow as a PNG.
-
-    Settings for files a tenth smaller take two to eight times as long.
-    """
-    png = imagecodecs.PNG
-    data = imagecodecs.png_encode(
-        np.asarray(image), level=png.COMPRESSION.SPEED, strategy=png.STRATEGY.RLE, filter=png.FILTER.PAETH
-    )
-    write_whole(path, bytes(data))
 
 
 def _compute_opacity(prob: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -289,14 +284,18 @@ def _warp(values: NDArray[np.float32], downsample: float, view: Resolution) -> N
     return np.asarray(warped, np.float32)
 
 
-def _draw_outlines(image: NDArray[np.uint8], outlines: Outlines, scale: float) -> None:
-    """Draw outlines into an image, exact to half a px: a dark line on a light one, visible on any colour."""
-    shift = 4  # binary digits of a fraction of a pixel
-    rings = (round_px((ring * scale - 0.5) * 2**shift).astype(np.int32) for ring in outlines.rings)
-    points = [cv2.approxPolyDP(ring, 2 ** (shift - 1), True) for ring in rings]
-    thick = max(1, round_px(max(image.shape) / 1200))
-    for colour, thickness in (((255, 255, 255), 2 * thick + 1), (OUTLINE, thick)):
-        cv2.polylines(image, points, True, colour, thickness, cv2.LINE_AA, shift)
+def _describe_outline(image: NDArray[np.uint8], scale: Scale) -> LegendEntry:
+    """Return the legend of the outline in an image, with the width of the gaps that it does not show."""
+    gap = find_closed_gap(image)
+    width = f"{gap} px of this picture" if scale.um is None else format_length(float(f"{gap * scale.um:.2g}"))
+    return LegendEntry(f"counted as tumour; gaps up to {width} wide are not drawn", OUTLINE, line=True)
+
+
+def _reduce(resolution: Resolution, factor: int) -> Resolution:
+    """Return the resolution of a map that `shrink` averaged over blocks of `factor` × `factor` px."""
+    width, height = (-(-side // factor) for side in resolution.size)
+    part = resolution.extent[0] / factor - (width - 1), resolution.extent[1] / factor - (height - 1)
+    return replace(resolution, downsample=resolution.downsample * factor, width=width, height=height, part=part)
 
 
 def _make_scale(resolution: Resolution, factor: int = 1) -> Scale:

@@ -264,7 +264,7 @@ def _choose_sides(
             pictures = []
             for folder, name, side in zip(folders, names, "ab", strict=True):
                 home = find_subfolder(folder / "slides", row["slide_id"])
-                picture = read_picture(home / "overlay.png", 560) if home else None
+                picture = read_picture(home / "overlay.png", 560, bare=True) if home else None
                 if picture and home:
                     at = _make_address(home / "overlay.png", output)
                     pictures.append((picture, at, f"{name}: Dice {format_value(row[f'dice_{side}'])}"))

@@ -18,6 +18,7 @@ from pydantic import JsonValue
 from pydantic_core import from_json
 
 from panda.errors import PandaError
+from panda.inference.picture_file import find_image
 
 Row = Mapping[str, Any]
 T = TypeVar("T")
@@ -99,10 +100,11 @@ class Picture:
         return self.width > 1.9 * self.height
 
 
-def read_picture(path: Path, max_side: int, quality: int = 88) -> Picture | None:
+def read_picture(path: Path, max_side: int, quality: int = 88, *, bare: bool = False) -> Picture | None:
     """Read a picture for the page as JPEG; None if the file is missing or no picture.
 
     A picture whose longer side is over `max_side` px is reduced, and transparent pixels become white.
+    If `bare` is true, the picture is cut to its image, because nobody can read a legend of a few px.
     """
     try:
         image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
@@ -112,6 +114,8 @@ def read_picture(path: Path, max_side: int, quality: int = 88) -> Picture | None
         return None
     if image.dtype != np.uint8:
         image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX, dtype=cv2.CV_8U)  # type: ignore[call-overload]
+    if bare and (box := find_image(path)):
+        image = image[box[1] : box[3], box[0] : box[2]]
     shrink = max_side / max(image.shape[:2])
     if shrink < 1:
         size = tuple(max(1, round(side * shrink)) for side in image.shape[1::-1])

@@ -261,7 +261,8 @@ def make_slide_table(
         if slide_dir and index < thumbnails:
             # A slide that was only graded has no overlay, and one graded from features perhaps no picture of its own.
             pictures = (slide_dir / name for name in ("overlay.png", "slide.jpg", "attention.png"))
-            thumbnail = next(filter(None, (read_picture(path, THUMBNAIL_SIDE, quality=80) for path in pictures)), None)
+            found = (read_picture(path, THUMBNAIL_SIDE, quality=80, bare=True) for path in pictures)
+            thumbnail = next(filter(None, found), None)
         shown = Cell("slide", picture=thumbnail, href=href) if thumbnail else Cell(why="there is no picture")
         cells.append(
             [

@@ -73,7 +73,8 @@ def compute_areas(hist: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.floa
     """Compute the areas under the precision-recall curve and the receiver operating curve.
 
     They equal `average_precision_score` and `roc_auc_score` of scikit-learn for probabilities rounded down to a
-    multiple of 0.001. scikit-learn takes one histogram at a time, and the bootstrap has thousands.
+    multiple of 0.001. Unrounded probabilities give other areas, most if many are in the first or the last bin, where
+    their order is lost. scikit-learn takes one histogram at a time, and the bootstrap has thousands.
 
     Args:
         hist: Any counts that add up, (…, 2, BINS).

@@ -1,0 +1,57 @@
+"""Draw the outline of the tumour into the picture of a whole slide."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from panda.inference.polygons import Outlines, trace
+from panda.wsi.geometry import round_px
+
+OUTLINE = (0, 0, 0)
+_HALO = (255, 255, 255)
+_SHIFT, _PARTS = 4, 16
+"""Binary digits of a fraction of a px, and the number of such fractions."""
+
+
+def find_thickness(image: NDArray[np.uint8]) -> int:
+    """Return the width in px of lines that are visible in the whole of an image, (h, w, 3)."""
+    longest: int = max(image.shape)
+    return max(1, round_px(longest / 1200))
+
+
+def find_closed_gap(image: NDArray[np.uint8]) -> int:
+    """Return the width in px of the widest gap that `draw_outlines` closes in an image, (h, w, 3)."""
+    return 6 * find_thickness(image)
+
+
+def draw_outlines(image: NDArray[np.uint8], outlines: Outlines, scale: float) -> None:
+    """Draw outlines into an image, exact to a px: a dark line on a light one, visible on any colour.
+
+    Gaps and holes that are hardly wider than the line would show as a tangle of specks. So they are closed before.
+
+    Args:
+        image: (h, w, 3) uint8 RGB.
+        outlines: Outlines of the tumour in working px.
+        scale: Px of the image per working px.
+    """
+    mask, gap = np.zeros(image.shape[:2], np.uint8), find_closed_gap(image) + 1
+    cv2.fillPoly(mask, [_fix(ring * scale - 0.5) for ring in outlines.rings], 1, cv2.LINE_8, _SHIFT)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (gap, gap))
+    mask = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc), np.uint8)
+    kept = [
+        ring
+        for polygon in trace(mask.view(np.bool_)).polygons
+        for number, ring in enumerate(polygon)
+        if number == 0 or cv2.contourArea(ring.astype(np.int32)) > gap**2
+    ]
+    rings = [cv2.approxPolyDP(_fix(ring - 0.5), 0.75 * _PARTS, True) for ring in kept]
+    thick = find_thickness(image)
+    for colour, thickness in ((_HALO, 2 * thick + 1), (OUTLINE, thick)):
+        cv2.polylines(image, rings, True, colour, thickness, cv2.LINE_AA, _SHIFT)
+
+
+def _fix(corners: NDArray[np.floating]) -> NDArray[np.int32]:
+    """Return coordinates as OpenCV takes fractions of a px."""
+    return round_px(np.asarray(corners * _PARTS)).astype(np.int32)
