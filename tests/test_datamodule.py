@@ -110,6 +110,15 @@ def test_datamodule_loaders_yield_splits(folder: Path, workers: int) -> None:
     assert module.failures == []
 
 
+def test_datamodule_spawned_worker_yields_the_same(folder: Path) -> None:
+    change = {"augment": Augmentation(name="light"), "seed": 3}
+    own, spawned = (prepare_module(folder, num_workers=workers, **change).train_dataloader() for workers in (0, 1))
+    spawned.multiprocessing_context = "spawn"  # as on Windows and macOS
+    for (image, mask), (other_image, other_mask) in zip(own, spawned, strict=True):
+        assert torch.equal(image.pixels, other_image.pixels)
+        assert torch.equal(mask, other_mask)
+
+
 def test_datamodule_summarize_counts_slides_and_patches(folder: Path) -> None:
     module = prepare_module(folder)
     found = module.summarize()
