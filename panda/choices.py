@@ -16,6 +16,11 @@ CONF = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / "conf"
 """The choices of the package."""
 
 
+def name_command(name: str) -> str:
+    """Return how a job is started, `panda NAME` by an installed package and `python NAME.py` in a checkout."""
+    return f"panda {name}" if CONF == _INSTALLED else f"python {name}.py"
+
+
 def find_own_conf() -> Path | None:
     """Return the folder `conf` of the working folder, or None if it is absent or the package's."""
     own = Path("conf").absolute()

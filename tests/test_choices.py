@@ -10,9 +10,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 import panda.app.entry_point  # noqa: F401 (lets Hydra find the user's own choices)
+from panda import choices
 from panda.app.command_line import suggest_key
 from panda.app.encoder_choice import find_encoder
-from panda.choices import CONF, find_files, find_own_conf
+from panda.choices import CONF, find_files, find_own_conf, name_command
 from panda.errors import ConfigError
 from panda.wsi.classes import find_classes
 from panda.wsi.label_maps import find_label_map
@@ -49,6 +50,12 @@ def test_own_file_with_name_of_package_is_refused_unless_a_copy(own: Path) -> No
     (own / "model" / "fpn.yaml").write_text("architecture: unet\n")
     with pytest.raises(ConfigError, match=r"conf/model/fpn\.yaml: the package has another file of this name, .*rename"):
         read_model("model=fpn")
+
+
+def test_name_command_fits_the_place_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert name_command("train") == "python train.py"
+    monkeypatch.setattr(choices, "CONF", choices._INSTALLED)
+    assert name_command("train") == "panda train"
 
 
 def test_find_own_conf_passes_over_conf_of_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

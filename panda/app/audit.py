@@ -16,6 +16,7 @@ from panda.app.config_check import check_config
 from panda.app.entry_point import close_logs, log_to_file, make_folder
 from panda.app.hydra_job import find_idle_faults, list_overrides
 from panda.app.registry import find_undeclared
+from panda.choices import name_command
 from panda.data.settings import TableSettings
 from panda.files import hold_lock
 from panda.settings import Settings, Text, count_cores, format_override, rule
@@ -174,7 +175,7 @@ def list_next_steps(summary: AuditSummary, out: Path) -> list[str]:
     if summary.groups is None:
         steps.append(
             "only the table was read, so there is no groups.csv: near-duplicates are found by their tissue. Inspect "
-            f"the slides: python audit.py {given}"
+            f"the slides: {name_command('audit')} {given}"
         )
         return steps
     exclude = [
@@ -184,5 +185,5 @@ def list_next_steps(summary: AuditSummary, out: Path) -> list[str]:
     ]
     filters = f" data.exclude=[{','.join(exclude)}]" if exclude else ""
     files = map(format_override, (f"data.findings={out / FINDINGS_TABLE}", f"data.groups={out / GROUPS}"))
-    steps.append(f"python train.py {given} {' '.join(files)}{filters}")
+    steps.append(f"{name_command('train')} {given} {' '.join(files)}{filters}")
     return steps

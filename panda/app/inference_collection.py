@@ -15,6 +15,7 @@ from panda.app.config_check import check_config
 from panda.app.entry_point import SomeSlidesFailed, close_logs, log_to_file
 from panda.app.hydra_job import find_idle_faults, list_keys, read_key
 from panda.app.inference_tables import ONLY_UNGRADED, InferenceTables, TableContents
+from panda.choices import name_command
 from panda.data.shard import Shard
 from panda.data.slide_records import RECORDS_FOLDER, RunRecord
 from panda.errors import PandaError
@@ -72,7 +73,8 @@ def end_run(tables: InferenceTables, run: RunRecord, part: Shard | None, count: 
         if is_last:
             _raise_faults(tables.folder, collected)
     else:
-        log.info("shard %s is done; the last one writes the tables, or python infer.py collect=%s", part, tables.folder)
+        command = f"{name_command('infer')} collect={tables.folder}"
+        log.info("shard %s is done; the last one writes the tables, or %s", part, command)
     if tables.failed:
         raise SomeSlidesFailed(_describe_failures(tables, count))
 

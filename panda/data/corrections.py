@@ -21,6 +21,7 @@ import tifffile
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter
 
+from panda.choices import name_command
 from panda.data.slide_entry import FileIdentity
 from panda.errors import ManifestError, MaskError, PandaError
 from panda.files import hold_lock, write_beside
@@ -285,7 +286,7 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         print(f"{error}; check this file, or give another --output", file=sys.stderr)
         return 1
-    print(f"train with: python train.py data=table data.table={table}")
+    print(f"train with: {name_command('train')} data=table data.table={table}")
     return 0
 
 

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from panda.choices import name_command
 from panda.data.manifest import SlideRecord
 from panda.data.settings import PatchSettings
 from panda.errors import ManifestError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REMEDY = (
-    "`python audit.py` with the same data names such slides; correct their masks, or leave them out with "
+    f"`{name_command('audit')}` with the same data names such slides; correct their masks, or leave them out with "
     "data.findings=audit/findings.csv data.exclude=[empty_mask_graded,benign_mask_cancer_grade]"
 )
 _SHOWN = 3

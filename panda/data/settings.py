@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from panda.choices import name_command
 from panda.data.findings import FINDINGS, MISSING, REFUSED_ROWS, find_file_check
 from panda.data.slide_rows import TABLE
 from panda.data.splits import check_fractions
@@ -30,7 +31,7 @@ from panda.wsi.tissue import TissueMap
 
 SplitMethod = Literal["holdout", "kfold", "patches"]
 StoreKind = Literal["png", "packed", "slide"]
-AUDIT = "python audit.py data=panda data.root=…"
+AUDIT = f"{name_command('audit')} data=panda data.root=…"
 """The command that finds the findings."""
 _FILES = {
     "findings": f"findings.csv of an audit ({AUDIT})",
