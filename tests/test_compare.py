@@ -197,7 +197,7 @@ def change_row(rows: Rows, k: int, **values: Any) -> Rows:
         (
             change_row(make_rows(), 2, tp_px=1),
             {},
-            "truth differs: for s02, the labelled cancer in its tissue is 1000.0 in a",
+            "truth differs: for s02, its labelled cancer is 1000.0 in a",
         ),
         (change_row(make_rows(), 2, isup_grade=5), {}, "for s02, its grade is 2.0 in a and 5.0 in b"),
         (change_row(make_rows(), 2, cancer_outside_tissue_px=9), {}, "labelled cancer outside its tissue"),

@@ -504,13 +504,71 @@ def test_write_sweep_repeated_jobs_share_row(tmp_path: Path) -> None:
     (tmp_path / "9" / "overrides.txt").write_text("loss=b\nseed=2\n")
     text = check_page(write_sweep(tmp_path))
     with (tmp_path / "repeats.csv").open(newline="") as file:
-        b, a = csv.DictReader(file)
+        a, b = csv.DictReader(file)
     assert (a["loss"], a["jobs"], a["failed"]) == ("a", "3", "0")
-    assert (b["loss"], b["jobs"], b["failed"]) == ("b", "2", "1"), "the best on validation first"
+    assert (b["loss"], b["jobs"], b["failed"]) == ("b", "2", "1"), "it lacks a seed"
     assert float(a["val_dice_mean_slide_mean"]) == pytest.approx(0.7)
     assert float(a["val_dice_mean_slide_sd"]) == pytest.approx(0.2)
     assert float(a["test_dice_mean_slide_max"]) == pytest.approx(0.45)
     assert "0.700 ± 0.200" in text
+
+
+def _add_fold(sweep: Path, number: int, loss: str, fold: int, counts: Sequence[tuple[int, int, int]]) -> None:
+    """Add a job with a table of validation slides, those of the fold, with these counts of tp, fp and fn."""
+    tp, fp, fn = (sum(column) for column in zip(*counts, strict=True))
+    val = {"dice": 2 * tp / (2 * tp + fp + fn), "all_tissue_dice": 0.1}
+    folder = _run(sweep / str(number), _summary(val=val, test={"dice": 0.1 * fold}))
+    (folder / "overrides.txt").write_text(f"loss={loss}\ndata.fold={fold}\n")
+    rows = [
+        {"slide_id": f"s{fold}{k}", "provider": "p", "isup_grade": 1, "dice": "", "cancer_outside_tissue_px": 0}
+        | dict(zip(("tp_px", "fp_px", "fn_px"), row, strict=True))
+        for k, row in enumerate(counts)
+    ]
+    _write_csv(folder / "val_slides.csv", rows)
+
+
+def test_write_sweep_ranks_choice_over_folds_paired_by_slide(tmp_path: Path) -> None:
+    """Fold 1 is easy: its jobs look best, and loss a is better on every slide of both folds."""
+    _add_fold(tmp_path, 0, "a", 0, [(30, 20, 50), (0, 10, 0)])
+    _add_fold(tmp_path, 1, "a", 1, [(90, 5, 5), (80, 5, 15)])
+    _add_fold(tmp_path, 2, "b", 0, [(20, 40, 60), (0, 30, 0)])
+    _add_fold(tmp_path, 3, "b", 1, [(85, 10, 10), (78, 10, 17)])
+    text = html.unescape(check_page(write_sweep(tmp_path)))
+    assert "Best on validation: <b>a</b>" in text
+    assert "over the slides of 2 jobs that differ only in seed or fold" in text
+    assert "fold 1 is best" not in text, "a fold is no choice"
+    with (tmp_path / "repeats.csv").open(newline="") as file:
+        a, b = csv.DictReader(file)
+    pooled = [2 * 200 / (2 * 200 + 40 + 70), 2 * 183 / (2 * 183 + 90 + 87)]
+    assert [float(row["val_all_slides"]) for row in (a, b)] == pytest.approx(pooled)
+    assert float(b["val_less_best"]) == pytest.approx(pooled[1] - pooled[0])
+    assert a["val_less_best"] == ""
+    assert float(b["val_less_best_high"]) < 0
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        assert "val_less_best" not in next(csv.DictReader(file)), "jobs of two folds are not compared"
+
+
+def test_write_sweep_choice_without_a_fold_is_not_crowned(tmp_path: Path) -> None:
+    _add_fold(tmp_path, 0, "a", 0, [(30, 20, 50)])
+    _add_fold(tmp_path, 1, "a", 1, [(90, 5, 5)])
+    _add_fold(tmp_path, 2, "b", 1, [(95, 5, 0)])
+    text = check_page(write_sweep(tmp_path))
+    assert "Best on validation: <b>a</b>" in text
+
+
+def test_write_sweep_trivial_best_is_said(tmp_path: Path) -> None:
+    """The best calls all tissue cancer: it wins on Dice, and is not crowned without saying so."""
+    alarms = {"slide_specificity": 0.0, "benign_slides": 4, "all_tissue_dice": 0.6}
+    for number, (dice, more) in enumerate([(0.6, alarms), (0.5, {"slide_specificity": 1.0, "benign_slides": 4})]):
+        folder = _run(tmp_path / str(number), _summary(val={"dice": dice} | more, test=None))
+        (folder / "overrides.txt").write_text(f"loss=l{number}\n")
+    text = html.unescape(check_page(write_sweep(tmp_path)))
+    assert "The best on validation, on validation: No better than a trivial answer (all tissue)" in text
+    assert "False alarms: 4 of 4 cancer-free slides" in text
+    assert text.index("False alarms: 4 of 4") < text.index("Best on validation: <b>l0")
+    assert "Specificity, benign slides" in text
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        assert [row["beware"] for row in csv.DictReader(file)] == ["no better than trivial, 4 of 4 false alarms", ""]
 
 
 def test_write_sweep_fold_without_cancer_in_validation_is_kept(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def make_run(folder: Path, target: TargetSpec, slides: range = range(20), **chan
     content["target"] = target.name if target.is_grade else target.model_dump(mode="json")
     content["val"] = figures | changes
     (folder / "summary.json").write_text(json.dumps(content | ({} if target.is_grade else {"test": figures})))
-    (folder / "overrides.txt").write_text(f"task.target={target.name}\nseed={folder.name}\n")
+    (folder / "overrides.txt").write_text(f"task.target={target.name}\noptim.lr={folder.name}\n")
     for split in ("val", "test"):
         write_table(folder / f"{split}_slides.csv", [slide.to_row(attention=False) for slide in graded])
     return folder
@@ -161,7 +161,7 @@ def test_sweep_of_one_target_has_a_best_job(tmp_path: Path) -> None:
     make_run(tmp_path / "0", SURVIVAL, concordance=0.5)
     make_run(tmp_path / "1", SURVIVAL, concordance=0.9)
     text = check_page(write_sweep(tmp_path))
-    assert re.search(r"Best on validation: <b>.*seed 1", text)
+    assert re.search(r"Best on validation: <b>.*lr 1", text)
 
 
 def test_kaplan_meier_matches_a_known_curve() -> None:

@@ -63,4 +63,4 @@ def test_list_alarms_grades_of_benign_slides_called_cancer() -> None:
     summary = make_summary({"task": "grading", "val": test, "test": test})
     assert summary.test is not None
     (alarm,) = list_alarms(summary.test)
-    assert alarm.startswith("False alarms: 2 of 4 cancer-free slides are called cancer (by their grade)")
+    assert alarm.text.startswith("False alarms: 2 of 4 cancer-free slides are called cancer (by their grade)")

@@ -28,6 +28,7 @@ from panda.report.run_folder import Picture, find_subfolder, make_link, parse_nu
 from panda.report.run_summary import RunSummary, SegmentationSummary, read_summary
 from panda.report.sweep_jobs import parse_overrides
 from panda.report.table import UNITS, Cell, Head, Table, find_format, format_value, make_cell, name_figure
+from panda.report.trivial_answers import list_alarms
 from panda.tables import write_table
 
 SHOWN = 4
@@ -106,6 +107,12 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
         slides=len(pairs),
         groups=len(set(groups)),
         notes=_list_notes(pairs, agreed),
+        alarms=[
+            f"{name}: {alarm.text}"
+            for name, summary in zip(names, summaries, strict=True)
+            if summary.test is not None
+            for alarm in list_alarms(summary.test)
+        ],
         lead=_write_lead(found[0], names) if found else "",
         choices=_tabulate_choices(a, b, names),
         figures=_tabulate_figures(found, names),

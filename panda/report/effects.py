@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from panda.report.axes import VALIDATION, Axis, draw, pick_ticks
 from panda.report.run_folder import make_natural_key, parse_number
+from panda.report.sweep_jobs import REPEATS
 
 MOST_VALUES = 12
 """A choice with more values has no chart."""
@@ -69,12 +70,13 @@ class Effect:
 
 
 def find_effects(jobs: Sequence[ScoredJob], varied: Sequence[str]) -> list[Effect]:
-    """Separate the influence of each choice from that of the others.
+    """Separate the influence of each choice from that of the others. Seeds and folds are no choices.
 
     A choice has an effect if it has 2 to 12 values and is the only difference between some jobs. The jobs are of one
     task, scored by one figure. The effect that mattered most comes first.
     """
-    found = [effect for choice in varied if (effect := _measure_effect(jobs, choice, varied)) is not None]
+    measured = (_measure_effect(jobs, choice, varied) for choice in varied if choice not in REPEATS)
+    found = [effect for effect in measured if effect is not None]
     return sorted(found, key=lambda effect: -effect.span)
 
 

@@ -33,19 +33,24 @@ class Figure:
 
 def compute_figures(rows: Sequence[Mapping[str, str]], scoring: str) -> list[Figure]:
     """Compute each of `panda.report.paired.list_figures` that a slide has over the rows of `test_slides.csv`."""
-    names = np.array([row.get("group") or row["slide_id"] for row in rows])
-    found = []
-    for name, (columns, statistic) in list_figures(rows, scoring).items():
-        values = np.array([[read_value(row, column) for column in columns] for row in rows]).reshape(-1, len(columns))
-        has_it = np.isfinite(values).all(axis=1)
-        if not has_it.any():
-            continue
-        groups = names[has_it]
-        ends = bootstrap_interval(values[has_it], groups, seed=0, statistic=statistic)
-        interval = None if np.isnan(ends).any() else ends
-        value = statistic(values[has_it])
-        found.append(Figure(name, int(has_it.sum()), len(set(groups.tolist())), value, interval))
-    return found
+    found = (compute_figure(rows, scoring, name) for name in list_figures(rows, scoring))
+    return [figure for figure in found if figure is not None]
+
+
+def compute_figure(rows: Sequence[Mapping[str, str]], scoring: str, name: str) -> Figure | None:
+    """Compute one figure over rows of slides; None if no slide has it, or it is not in `list_figures`."""
+    figures = list_figures(rows, scoring)
+    if name not in figures:
+        return None
+    columns, statistic = figures[name]
+    values = np.array([[read_value(row, column) for column in columns] for row in rows]).reshape(-1, len(columns))
+    has_it = np.isfinite(values).all(axis=1)
+    if not has_it.any():
+        return None
+    groups = np.array([row.get("group") or row["slide_id"] for row in rows])[has_it]
+    ends = bootstrap_interval(values[has_it], groups, seed=0, statistic=statistic)
+    interval = None if np.isnan(ends).any() else ends
+    return Figure(name, int(has_it.sum()), len(set(groups.tolist())), float(statistic(values[has_it])), interval)
 
 
 def read_folds(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:

@@ -97,7 +97,7 @@ def make_cards(summary: RunSummary) -> list[Card]:
 def find_alarms(summary: RunSummary) -> list[str]:
     """Say what must not be overlooked in the figures that lead the page."""
     split, scores = choose_split(summary)
-    return [f"On {'the test slides' if split == 'test' else split}: {text}" for text in list_alarms(scores)]
+    return [f"On {'the test slides' if split == 'test' else split}: {alarm.text}" for alarm in list_alarms(scores)]
 
 
 def explain_figures(summary: RunSummary) -> list[str]:

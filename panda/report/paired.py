@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
 from panda.errors import ManifestError
-from panda.inference.slide_score import CLASS_PIXELS
+from panda.inference.slide_score import CALLED_PERCENT, CLASS_PIXELS
 from panda.report.run_folder import parse_number
 from panda.tables import read_output_table
 from panda.tasks.bootstrap import average_known, bootstrap_interval
@@ -131,6 +131,7 @@ FIGURES: Mapping[str, Figures] = {
         "dice_mean_slide": (("dice",), average_known),
         "dice": (("tp_px", "fp_px", "fn_px"), _pool_dice),
         "fp_mm2_benign_slides": (("benign_fp_mm2",), average_known),
+        "slide_specificity": (("benign_spared",), average_known),
         "rule_qwk": (("isup_grade", "rule_isup"), lambda pairs: compare_grades(pairs)[0]),
         "rule_accuracy": (("isup_grade", "rule_isup"), lambda pairs: compare_grades(pairs)[1]),
     },
@@ -222,9 +223,14 @@ def _is_figure(cell: str, least: float) -> bool:
 
 def read_value(row: Row, column: str) -> float:
     """Read a figure of a slide; NaN if it has none."""
-    if column == "benign_fp_mm2":
+    if column in ("benign_fp_mm2", "benign_spared"):
         labelled = [parse_number(row.get(key)) for key in ("tp_px", "fn_px", "cancer_outside_tissue_px")]
-        return float("nan") if any(labelled) or None in labelled else read_value(row, "fp_mm2")
+        if any(labelled) or None in labelled:
+            return float("nan")
+        if column == "benign_fp_mm2":
+            return read_value(row, "fp_mm2")
+        called = read_value(row, "called_percent_of_tissue")
+        return called if math.isnan(called) else float(called <= CALLED_PERCENT)
     value = parse_number(row.get(column))
     return float("nan") if value is None else value
 
@@ -234,7 +240,7 @@ MUST_AGREE: Mapping[str, Sequence[tuple[str, str]]] = {
         ("provider", "its provider"),
         ("isup_grade", "its grade"),
         ("cancer_outside_tissue_px", "the labelled cancer outside its tissue"),
-        ("labelled_px", "the labelled cancer in its tissue"),
+        ("labelled_px", "its labelled cancer"),
     ),
     **dict.fromkeys(("isup", "cancer", "classes", "ordinal"), (("provider", "its provider"), ("label", "its class"))),
     "regression": (("provider", "its provider"), ("label", "its number")),

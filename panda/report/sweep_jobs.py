@@ -30,6 +30,8 @@ STATES = {
     "lost": "The job was killed: the command of the sweep with its name continues it.",
 }
 """State of a job, and its error if no file has one."""
+REPEATS = ("seed", "data.seed", "data.fold", "tiles.seed")
+"""Choices whose variation matters, not their best value."""
 WAITING = ".training-*.waiting"
 """Folders of a sweep with an empty file for each job that another job is to evaluate."""
 

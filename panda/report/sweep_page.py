@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,65 +11,52 @@ from typing import Any
 
 from markupsafe import Markup
 
-from panda.errors import ManifestError
 from panda.files import hold_lock, remove_leftovers
 from panda.report.axes import GREY, PALETTE
 from panda.report.charts import Bar, Line, draw_bars, draw_lines
+from panda.report.choices import (
+    Choice,
+    find_choices,
+    group_comparable,
+    list_gap,
+    list_repeat_rows,
+    make_choices_table,
+    make_gap_cell,
+    pair_with_best,
+)
 from panda.report.effects import ScoredJob, draw_effect, find_effects
 from panda.report.interpretation import format_interval
 from panda.report.page import require_folder, write_page
-from panda.report.paired import Difference, choose_groups, compute_difference, pair_rows, read_slide_rows
-from panda.report.replicates import find_repeats, make_repeats_table
+from panda.report.paired import Difference
 from panda.report.run_page import read_threshold_line
-from panda.report.sweep_jobs import Job, label_job, rank_jobs, read_jobs, split_choices
+from panda.report.sweep_jobs import REPEATS, Job, label_job, read_jobs, split_choices
 from panda.report.table import Cell, Head, Table, find_format, format_value, make_cell, name_figure
+from panda.report.trivial_answers import Alarm, list_alarms
 from panda.tables import write_table
 
-_MORE = ("rule_qwk", "ece", "aurc")
+_MORE = ("slide_specificity", "fp_mm2_benign_slides", "rule_qwk", "ece", "aurc")
 """Figures of the table that judge no job, each if a job has it."""
 _MOST_BARS = 40
 _MOST_ERROR = 110
+Gaps = Mapping[str, Difference]
 _UNPAIRED = f"not scored on the same pixels of the same slides as the best, or not among the first {_MOST_BARS}"
 
 
-def _group_jobs(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Group the jobs with a figure on validation whose figures can be compared, the best first."""
-    groups: dict[tuple[str, str], list[Job]] = {}
-    for job in rank_jobs(jobs):
-        if job.summary and job.find_score("val") is not None:
-            groups.setdefault((job.subject, job.key), []).append(job)
-    return list(groups.values())
-
-
-def _pair_with_best(sweep_dir: Path, jobs: Sequence[Job]) -> dict[str, Difference]:
-    """Pair each of the first jobs with the best one on the slides of validation, by the job's name.
-
-    A job that was scored on other slides or other pixels is left out.
-    """
-    gaps = {}
-    for same in _group_jobs(jobs):
-        for job in same[1:_MOST_BARS]:
-            with contextlib.suppress(ManifestError):
-                names = same[0].name, job.name
-                best, own = (read_slide_rows(sweep_dir / name / "val_slides.csv", job.scoring) for name in names)
-                pairs = pair_rows(names, (best, own), job.scoring)
-                found = compute_difference(pairs, choose_groups(pairs)[0], job.scoring, job.key) if pairs else None
-                if found is not None:
-                    gaps[job.name] = found
-    return gaps
-
-
-def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Difference]) -> Table:
+def _make_table(jobs: Sequence[Job], varied: Sequence[str], found: Sequence[Choice], gaps: Gaps | None) -> Table:
+    """Lay out the jobs in the order of their choices; `gaps` is None if a choice has several jobs."""
     judged = list(dict.fromkeys(job.key for job in jobs if job.summary))
-    scored = [(job, split) for job in jobs for split in ("val", "test")]
-    more = [key for key in _MORE if any(job.find_figure(split, key) is not None for job, split in scored)]
-    figures = [*judged, *more]
+    figures = [*judged, *_list_more(jobs)]
     failed, taken = any(job.error for job in jobs), any(job.summary and job.summary.trained_by for job in jobs)
-    best = {same[0].name for same in _group_jobs(jobs)}
+    alarmed = any(_find_alarms(job) for job in jobs)
+    best = {same[0].name for same in group_comparable(found)}
     rows = []
-    for job in rank_jobs(jobs):
+    for job in jobs:
         state = Cell(job.state, style="bad" if job.error else "")
         row = [Cell(job.name, href=job.report), state]
+        if alarmed:
+            alarms = _find_alarms(job)
+            text = ", ".join(dict.fromkeys(alarm.kind for alarm in alarms))
+            row.append(Cell(text or " ", style="bad", why=" ".join(alarm.text for alarm in alarms)))
         row += [Cell(job.choices.get(k, ""), why="the default") for k in varied]
         unscored = "the job failed" if job.state == "failed" else f"the job is {job.state}"
         why = unscored if job.error else "this split was not scored"
@@ -82,9 +68,7 @@ def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, D
                 row.append(replace(figure, under=format_interval(scores.find_interval(key) if scores else None)))
                 if split == "val" and gaps and key in judged:
                     gap = gaps.get(job.name) if key == job.key else None
-                    row.append(
-                        _make_gap_cell(gap, key == job.key and job.name in best, why if job.error else _UNPAIRED)
-                    )
+                    row.append(make_gap_cell(gap, key == job.key and job.name in best, why if job.error else _UNPAIRED))
         threshold = job.summary.threshold if job.summary else None
         row.append(make_cell(threshold, "score", unscored if job.error else "the task has no threshold"))
         row.append(make_cell(job.summary.seconds if job.summary else None, "seconds", unscored))
@@ -94,7 +78,7 @@ def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, D
         if failed:
             row.append(Cell(_shorten(job.error), style="pre") if job.error else Cell(" "))
         rows.append(row)
-    heads = [Head("Job"), Head("State"), *(Head(k) for k in varied)]
+    heads = [Head("Job"), Head("State"), *[Head("Beware")] * alarmed, *(Head(k) for k in varied)]
     for key in figures:
         name = name_figure(key)
         for split in ("validation", "test"):
@@ -106,13 +90,30 @@ def _make_table(jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, D
     return Table(heads, rows)
 
 
-def _make_gap_cell(gap: Difference | None, best: bool, why: str) -> Cell:
-    if best:
-        return Cell("the best", sort=0.0, style="num")
-    if gap is None or gap.difference is None:
-        return Cell(why=why, style="num")
-    under = "" if gap.interval is None else f"{gap.interval[0]:+.3f} to {gap.interval[1]:+.3f}"
-    return Cell(f"{gap.difference:+.3f}", sort=gap.difference, style="num", under=under)
+def _list_more(jobs: Sequence[Job]) -> list[str]:
+    """Return the figures of `_MORE` that a job has and is not judged by."""
+    judged, splits = {job.key for job in jobs}, ("val", "test")
+    known = [key for key in _MORE if any(job.find_figure(split, key) is not None for job in jobs for split in splits)]
+    return [key for key in known if key not in judged]
+
+
+def _find_alarms(job: Job) -> list[Alarm]:
+    """Return what must not be overlooked in the figures of a job on validation, and on test if it was scored."""
+    return [alarm for split in ("val", "test") if (scores := job.find_scores(split)) for alarm in list_alarms(scores)]
+
+
+def _warn(best: Choice | None, jobs: Sequence[Job], varied: Sequence[str]) -> list[str]:
+    """Say what must not be overlooked in the best choice, and how many other jobs the table marks."""
+    if best is None:
+        return []
+    lines = []
+    for job in best.done:
+        which = "" if len(best.jobs) == 1 else f" (job {job.name}, {label_job(job, varied)})"
+        for split, name in (("val", "validation"), ("test", "test")):
+            if scores := job.find_scores(split):
+                lines += [f"The best on validation{which}, on {name}: {alarm.text}" for alarm in list_alarms(scores)]
+    marked = sum(bool(_find_alarms(job)) for job in jobs)
+    return [*lines, *([f"{marked} of {len(jobs)} jobs are marked in the table of all jobs."] if lines else [])]
 
 
 def _shorten(text: str) -> str:
@@ -129,20 +130,19 @@ def _list_errors(jobs: Sequence[Job], varied: Sequence[str]) -> list[tuple[str, 
     return [(", ".join(names), error) for error, names in ended.items()]
 
 
-def _draw_bars(jobs: Sequence[Job], varied: Sequence[str]) -> list[Markup]:
-    """Draw one chart for each figure: validation, which chooses a job, with its interval; and test."""
+def _draw_bars(found: Sequence[Choice], varied: Sequence[str]) -> list[Markup]:
+    """Draw one chart for each figure: validation, which ranks a choice, with its interval; and test."""
     charts = []
-    groups = _group_jobs(jobs)
-    subjects = {same[0].subject for same in groups}
+    groups = group_comparable(found)
+    subjects = {same[0].first.subject for same in groups}
     for same in groups:
         key, bars = same[0].key, []
-        for job in same[:_MOST_BARS]:
-            low, high = job.find_interval("val") or (None, None)
-            bars.append(
-                Bar(label_job(job, varied), job.find_score("val") or 0.0, low, high, job.find_score("test"), job.report)
-            )
-        title = name_figure(key) + f", {same[0].subject}" * (len(subjects) > 1)
-        title += f": the best {_MOST_BARS} of {len(same)} jobs" if len(same) > _MOST_BARS else ""
+        for choice in same[:_MOST_BARS]:
+            low, high = choice.interval or (None, None)
+            report = choice.jobs[0].report if len(choice.jobs) == 1 else ""
+            bars.append(Bar(choice.label(varied), choice.score or 0.0, low, high, choice.average("test", key), report))
+        title = name_figure(key) + f", {same[0].first.subject}" * (len(subjects) > 1)
+        title += f": the best {_MOST_BARS} of {len(same)}" if len(same) > _MOST_BARS else ""
         tested = any(bar.other is not None for bar in bars)
         unsure = any(bar.low is not None for bar in bars)
         name = "validation, with its 95 % interval" if unsure else "validation"
@@ -175,7 +175,7 @@ def _draw_curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) ->
     Jobs of one training share a curve, on which their thresholds are marked.
     """
     curves: dict[tuple[Any, ...], tuple[Line, list[Job]]] = {}
-    for job in rank_jobs(jobs)[:_MOST_BARS]:
+    for job in jobs[:_MOST_BARS]:
         line = read_threshold_line(sweep_dir / job.name / "threshold_curve.csv", "", GREY)
         if job.summary and line.xs:
             curves.setdefault((tuple(line.xs), tuple(line.ys)), (line, []))[1].append(job)
@@ -197,7 +197,7 @@ def _draw_curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) ->
     return draw_lines(title, lines, "threshold", y_range=(0.0, 1.0), size=(1100, 400))
 
 
-def _write_jobs(path: Path, jobs: Sequence[Job], varied: Sequence[str], gaps: Mapping[str, Difference]) -> None:
+def _write_jobs(path: Path, jobs: Sequence[Job], varied: Sequence[str], gaps: Gaps) -> None:
     """Write every figure of every job as a table, each with the ends of its interval if it has one."""
     columns_by_key = {"task": "task", "seed": "seed", "threshold": "threshold_used", "trained_by": "trained_by"}
     columns_by_key = {key: column for key, column in columns_by_key.items() if column not in varied}
@@ -215,11 +215,11 @@ def _write_jobs(path: Path, jobs: Sequence[Job], varied: Sequence[str], gaps: Ma
                     row[f"{split}_{key}"] = value
                     if ends := scores.find_interval(key):
                         row[f"{split}_{key}_low"], row[f"{split}_{key}_high"] = ends
-        if gap := gaps.get(job.name):
-            row |= {"val_less_best": gap.difference}
-            row |= dict(zip(("val_less_best_low", "val_less_best_high"), gap.interval or ("", ""), strict=True))
+        row["beware"] = ", ".join(dict.fromkeys(alarm.kind for alarm in _find_alarms(job)))
         rows.append(
-            row | {"seconds": getattr(job.summary, "seconds", None), "lost_slides": job.lost_slides, "error": job.error}
+            row
+            | list_gap(gaps.get(job.name))
+            | {"seconds": getattr(job.summary, "seconds", None), "lost_slides": job.lost_slides, "error": job.error}
         )
     last = ["seconds", "lost_slides", "error"]
     columns += [key for key in dict.fromkeys(key for row in rows for key in row) if key not in {*columns, *last}]
@@ -240,13 +240,15 @@ def write_sweep(sweep_dir: Path, jobs: Sequence[Job] | None = None) -> Path:
 
 def _write_sweep(sweep_dir: Path, jobs: Sequence[Job]) -> Path:
     varied, constant = split_choices(jobs)
-    gaps = _pair_with_best(sweep_dir, jobs)
-    _write_jobs(sweep_dir / "sweep.csv", jobs, varied, gaps)
-    if same := find_repeats(jobs, varied):
-        write_table(sweep_dir / "repeats.csv", [repeat.to_row() for repeat in same])
-    groups = _group_jobs(jobs)
-    best = groups[0][0] if len({same[0].subject for same in groups}) == 1 else None
-    shown = [format_value(best.find_score(split), "headline") for split in ("val", "test")] if best else []
+    found = find_choices(sweep_dir, jobs, varied)
+    gaps = pair_with_best(sweep_dir, found, _MOST_BARS)
+    repeated = bool(set(REPEATS) & set(varied))
+    _write_jobs(sweep_dir / "sweep.csv", jobs, varied, {} if repeated else gaps)
+    if repeated:
+        write_table(sweep_dir / "repeats.csv", list_repeat_rows(found, gaps))
+    groups = group_comparable(found)
+    best = groups[0][0] if len({same[0].first.subject for same in groups}) == 1 else None
+    ordered = [job for choice in found for job in choice.jobs]
     charts, unsure = _draw_effects(jobs, varied)
     return write_page(
         sweep_dir / "sweep.html",
@@ -257,13 +259,22 @@ def _write_sweep(sweep_dir: Path, jobs: Sequence[Job]) -> Path:
         trainings=sum(job.summary is not None and not job.summary.trained_by for job in jobs),
         errors=_list_errors(jobs, varied),
         constant=constant,
-        best=best and (label_job(best, varied), best.report, name_figure(best.key), *shown),
-        table=_make_table(jobs, varied, gaps),
+        alarms=_warn(best, jobs, varied),
+        best=best and _lay_out_best(best, varied),
+        table=_make_table(ordered, varied, found, None if repeated else gaps),
         gaps=len(gaps),
         undecided=sum(gap.interval is None or gap.interval[0] <= 0 <= gap.interval[1] for gap in gaps.values()),
-        bars=_draw_bars(jobs, varied),
+        bars=_draw_bars(found, varied),
         effects=charts,
-        repeats=make_repeats_table(same) if same else None,
+        repeats=make_choices_table(found, gaps, _list_more(jobs)) if repeated else None,
         unsure=unsure,
-        curves=_draw_curves(sweep_dir, jobs, varied),
+        curves=_draw_curves(sweep_dir, ordered, varied),
     )
+
+
+def _lay_out_best(best: Choice, varied: Sequence[str]) -> tuple[str, str, str, str, str, int]:
+    """Return name, address, figure, its values on validation and test, and the number of jobs of the best choice."""
+    values = (best.score, best.average("test", best.key))
+    val, test = (format_value(value, "headline") for value in values)
+    report = best.jobs[0].report if len(best.jobs) == 1 else ""
+    return best.label(varied), report, name_figure(best.key), val, test, len(best.done)

@@ -40,6 +40,14 @@ _JUDGED = (
 
 
 @dataclass(frozen=True)
+class Alarm:
+    """What must not be overlooked: its kind in a few words, and a sentence."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
 class TrivialAnswer:
     """The value of a figure for a trivial answer, and the answer in words."""
 
@@ -74,12 +82,12 @@ _OF_COUNTS: Mapping[str, Callable[[list[int]], float]] = {
 """Figures of the answer that is always the commonest class, from the number of slides of each given class."""
 
 
-def list_alarms(scores: Figures) -> list[str]:
+def list_alarms(scores: Figures) -> list[Alarm]:
     """Say what must not be overlooked: a figure that beats no trivial answer, or many false alarms."""
     return [*_compare_with_trivial(scores), *_find_all_called(scores), *_find_false_alarms(scores)]
 
 
-def _compare_with_trivial(scores: Figures) -> Iterator[str]:
+def _compare_with_trivial(scores: Figures) -> Iterator[Alarm]:
     lost: dict[str, list[str]] = {}
     for key in _JUDGED:
         value, trivial = scores.numbers.get(key), find_trivial_answer(scores, key)
@@ -90,26 +98,28 @@ def _compare_with_trivial(scores: Figures) -> Iterator[str]:
             text = f"{name_figure(key)} {format_value(value)}, trivial {format_value(trivial.value)}"
             lost.setdefault(trivial.name, []).append(text)
     for name, texts in lost.items():
-        yield f"No better than a trivial answer ({name}): {'; '.join(texts)}."
+        yield Alarm("no better than trivial", f"No better than a trivial answer ({name}): {'; '.join(texts)}.")
 
 
-def _find_all_called(scores: Figures) -> Iterator[str]:
+def _find_all_called(scores: Figures) -> Iterator[Alarm]:
     called, labelled = (scores.numbers.get(f"{name}_percent_of_tissue") for name in ("called", "cancer"))
     if called is not None and labelled is not None and called >= _NEARLY_ALL_PERCENT > labelled:
-        yield (
+        yield Alarm(
+            "calls nearly all tissue",
             f"Nearly all tissue is called cancer: {format_value(called, 'percent')} % of it, of which "
-            f"{format_value(labelled, 'percent')} % is labelled."
+            f"{format_value(labelled, 'percent')} % is labelled.",
         )
 
 
-def _find_false_alarms(scores: Figures) -> Iterator[str]:
+def _find_false_alarms(scores: Figures) -> Iterator[Alarm]:
     specificity, benign = scores.numbers.get("slide_specificity"), scores.numbers.get("benign_slides")
     what = f"more than {CALLED_PERCENT:g} % of their tissue"
     if isinstance(scores, GradingFigures) and scores.confusion and (total := sum(scores.confusion[0])):
         specificity, benign, what = scores.confusion[0][0] / total, total, "by their grade"
     if specificity is not None and benign and 1 - specificity > MOST_FALSE_ALARMS:
         false = round((1 - specificity) * benign)
-        yield (
+        yield Alarm(
+            f"{false} of {benign:.0f} false alarms",
             f"False alarms: {false} of {benign:.0f} cancer-free slides are called cancer ({what}). More than "
-            f"{MOST_FALSE_ALARMS:.0%} are marked."
+            f"{MOST_FALSE_ALARMS:.0%} are marked.",
         )
