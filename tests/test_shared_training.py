@@ -31,6 +31,7 @@ def make_hydra_config() -> Any:
 def job_of_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HydraConfig.instance(), "cfg", make_hydra_config())
     shared_training._held_trainings.clear()
+    shared_training._continued.clear()
 
 
 def configure(sweep: Path, job: str) -> DictConfig:
@@ -43,7 +44,7 @@ def ask(sweep: Path, job: str, held: ExitStack) -> bool:
 
 
 def finish(job: Path) -> None:
-    for name in ("summary.json", "report.html"):
+    for name in ("training.json", "summary.json", "report.html"):
         (job / name).touch()
 
 
@@ -98,6 +99,68 @@ def test_hold_training_freed_between_two_tries_runs_itself(tmp_path: Path, monke
     assert ran == ["1"], "it is registered, and a finished job is only looked at"
 
 
+def stop_in_training(sweep: Path, job: str) -> Path:
+    """Leave what a job leaves that is killed after an epoch."""
+    with ExitStack() as held:
+        assert ask(sweep, job, held)
+    folder = sweep / job
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").touch()
+    (folder / "config.yaml").write_text(f"run_dir: {folder}\nresume: {folder}/checkpoints/last.ckpt\nseed: 1\n")
+    return folder
+
+
+@pytest.mark.parametrize("error", [None, "interrupted; the same command continues"])
+def test_hold_training_stopped_job_is_continued_first(tmp_path: Path, error: str | None) -> None:
+    stopped = stop_in_training(tmp_path, "2")
+    if error:
+        (stopped / "error.txt").write_text(error)
+    with ExitStack() as held:
+        assert not ask(tmp_path, "10", held)
+        assert list_waiting(tmp_path) == {"2", "10"}
+        with ExitStack() as other:
+            assert hold_training(tmp_path / "training-0", stopped, other, configure(tmp_path, "2"), resumed=True)
+    ran: list[str] = []
+
+    def run(cfg: DictConfig) -> None:
+        assert cfg.resume is None, "the job looks for its checkpoint itself"
+        end(tmp_path, ran, cfg)
+
+    run_registered(run, [])
+    assert ran == ["2", "10"]
+    assert list_waiting(tmp_path) == set()
+
+
+def test_hold_training_job_that_cannot_continue_blocks_none(tmp_path: Path) -> None:
+    stopped = stop_in_training(tmp_path, "0")
+    (stopped / "config.yaml").write_text("{broken")
+    ran: list[str] = []
+
+    def run(cfg: DictConfig) -> None:
+        with ExitStack() as held:
+            assert ask(tmp_path, "1", held)
+            end(tmp_path, ran, cfg)
+
+    with ExitStack() as held:
+        assert not ask(tmp_path, "1", held)
+    run_registered(run, [])
+    assert ran == ["1"]
+
+
+def test_hold_training_ended_failed_or_joint_begins_it(tmp_path: Path) -> None:
+    stopped = stop_in_training(tmp_path, "0")
+    with ExitStack() as held:
+        (tmp_path / "1").mkdir()
+        cfg = configure(tmp_path, "1")
+        assert hold_training(tmp_path / "training-0", tmp_path / "1", held, cfg, resumed=False, joint=True)
+    for name in ("error.txt", "training.json"):
+        (tmp_path / ".training-0.holder").write_text("0")
+        (stopped / name).write_text("SlideError: x")
+        with ExitStack() as held:
+            assert ask(tmp_path, "1", held), name
+        (stopped / name).unlink()
+
+
 def test_run_registered_tries_each_job_once(tmp_path: Path) -> None:
     with ExitStack() as held, ExitStack() as other:
         ask(tmp_path, "0", held)
@@ -137,7 +200,9 @@ def run_job(sweep: Path, job: str) -> None:
 
 def test_hold_training_many_processes_lose_no_job(tmp_path: Path) -> None:
     jobs = [str(job) for job in range(24)]
+    stop_in_training(tmp_path, "17")
     with get_context("spawn").Pool(4) as pool:
         pool.starmap(run_job, [(tmp_path, job) for job in jobs], chunksize=1)
-    assert sorted((tmp_path / "ran").read_text().split(), key=int) == jobs
+    ran = (tmp_path / "ran").read_text().split()
+    assert (ran[0], sorted(ran, key=int)) == ("17", jobs)
     assert list_waiting(tmp_path) == set()

@@ -3,6 +3,9 @@
 A job that finds its training held does not wait, because it would keep a GPU idle. It registers and ends. The holder
 looks for registered jobs after its own evaluation, and runs them in its process. A job registers before it tries to
 hold the training for the last time, and a holder looks after it has let go. So no job is forgotten.
+
+After a kill, the first job that is started again may be another one than that which has the `last.ckpt` of the
+training. It registers both, ends, and its process continues that job first.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from panda.app.begun_job import is_finished
 from panda.app.hydra_job import write_overrides
 from panda.app.resume import read_run_config
+from panda.app.training_reuse import RECORD
 from panda.errors import ConfigError, LockedError
 from panda.files import hold_lock, write_whole
 from panda.report.run_folder import read_text
@@ -30,14 +34,21 @@ log = logging.getLogger(__name__)
 _held_trainings: set[Path] = set()
 """Trainings that this process has held, and whose registered jobs it has not looked for since."""
 
+_continued: set[Path] = set()
+"""Stopped jobs that this process has continued, or has tried to."""
+
 
 def look_after(training: Path) -> None:
     """Let `run_registered` look for the jobs that registered for a training; `training` is the name of its lock."""
     _held_trainings.add(training)
 
 
-def hold_training(training: Path, folder: Path, held: contextlib.ExitStack, cfg: DictConfig, *, resumed: bool) -> bool:
-    """Hold a training for a job until `held` closes; if another job holds it, register the job and return False.
+def hold_training(
+    training: Path, folder: Path, held: contextlib.ExitStack, cfg: DictConfig, *, resumed: bool, joint: bool = False
+) -> bool:
+    """Hold a training for a job until `held` closes, or register the job and return False.
+
+    The latter happens if another job holds the training, or has begun it and was stopped.
 
     Args:
         training: Name of the lock, in the folder of the sweep.
@@ -45,13 +56,22 @@ def hold_training(training: Path, folder: Path, held: contextlib.ExitStack, cfg:
         held: Gets the lock.
         cfg: Configuration of the job.
         resumed: The job has trained before.
+        joint: Several ranks train. They end with this job, so it does not continue another one.
     """
     holder = training.with_name(f".{training.name}.holder")
     for last in (False, True):
-        with contextlib.suppress(LockedError):
-            held.enter_context(hold_lock(training, wait=False))
-            write_whole(holder, folder.name)
+        with contextlib.suppress(LockedError), contextlib.ExitStack() as lock:
+            lock.enter_context(hold_lock(training, wait=False))
             look_after(training)
+            begun = training.parent / read_text(holder)
+            if begun not in {folder, *_continued} and not (resumed or joint) and _was_stopped(begun):
+                _continued.add(begun)
+                log.info("%s: job %s has begun this training, and is continued first", folder, begun.name)
+                _register(training, folder, cfg, resumed=resumed)
+                _register(training, begun)
+                return False
+            write_whole(holder, folder.name)
+            held.enter_context(lock.pop_all())
             return True
         if not last:
             _register(training, folder, cfg, resumed=resumed)
@@ -60,11 +80,23 @@ def hold_training(training: Path, folder: Path, held: contextlib.ExitStack, cfg:
     return False
 
 
-def _register(training: Path, folder: Path, cfg: DictConfig, *, resumed: bool) -> None:
+def _has_begun(folder: Path) -> bool:
+    return (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def _was_stopped(folder: Path) -> bool:
+    """Return whether a job, which runs no more, was stopped in its training; one that failed would fail again."""
+    failed = (error := read_text(folder / "error.txt")) and not error.startswith("interrupted")
+    return _has_begun(folder) and not failed and not (folder / RECORD).exists()
+
+
+def _register(training: Path, folder: Path, cfg: DictConfig | None = None, *, resumed: bool = True) -> None:
+    """Register a job; `cfg` is None if it has a configuration already."""
     try:
         with hold_lock(folder / "run", wait=False):
-            write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-            write_overrides(folder, resumed=resumed)
+            if cfg is not None:
+                write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+                write_overrides(folder, resumed=resumed)
             (folder / "error.txt").unlink(missing_ok=True)
     except LockedError:  # the job itself runs
         return
@@ -90,7 +122,9 @@ def run_registered(run: Callable[[DictConfig], object], allow_packages: list[str
         training = _held_trainings.pop()
         if not (left := sorted(set(_list_registered(_find_registered(training))) - tried)):
             continue
-        folder = training.parent / left[0].name
+        # a stopped training is continued before jobs that would begin it
+        file = min(left, key=lambda file: not _has_begun(training.parent / file.name))
+        folder = training.parent / file.name
         log.info("%s: it registered for this training", folder)
         look_after(training)  # again after this job, unless another process holds the training by then
         try:
@@ -100,7 +134,7 @@ def run_registered(run: Callable[[DictConfig], object], allow_packages: list[str
         except ConfigError as error:  # its config.yaml was edited
             log.error("%s", error)
         if training in _held_trainings:
-            tried.add(left[0])
+            tried.add(file)
 
 
 def _list_registered(registered: Path) -> list[Path]:
@@ -117,7 +151,7 @@ def _list_registered(registered: Path) -> list[Path]:
 def _enter_job(folder: Path) -> Iterator[DictConfig]:
     """Make another job of the sweep the current one of Hydra, and yield its configuration."""
     cfg = read_run_config(folder / "config.yaml")
-    cfg.run_dir = escape(str(folder))
+    cfg.run_dir, cfg.resume = escape(str(folder)), None  # it finds its own checkpoint
     hydra = HydraConfig.instance()
     before = hydra.cfg
     assert before is not None

@@ -96,7 +96,7 @@ def _begin(cfg: DictConfig, group: RankGroup | None) -> float:
             training = folder.parent / f"training-{fingerprint(select_decisive(config))[:16]}"
             if begun.finished:
                 look_after(training)
-            elif hold_training(training, folder, held, cfg, resumed=begun.last is not None):
+            elif hold_training(training, folder, held, cfg, resumed=begun.last is not None, joint=group is not None):
                 begun = find_begun_run(cfg, folder)  # another process may have ended it before
             else:
                 return math.nan
