@@ -25,7 +25,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from panda.errors import LockedError, PandaError
-from panda.soft_lock import PATIENCE_SECONDS, Holder, hold_soft_lock
+from panda.soft_lock import PATIENCE_SECONDS, Holder, hold_soft_lock, is_soft_lock_held
 
 log = logging.getLogger(__name__)
 
@@ -238,14 +238,29 @@ def _write_record(handle: int, record: bytes) -> None:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether another process holds the lock of a name, which is taken for a moment to find out."""
-    if path.with_name(f".{path.name}.lock").exists():
+    """Return whether another process holds the lock of a name.
+
+    The holder's record says so if the holder is on this machine, or if no lock has a record. Otherwise the lock is
+    taken for a moment, because the system has no question for a lock of `flock`. A live holder is not disturbed.
+    """
+    check_plain_file(lock_file := path.with_name(f".{path.name}.lock"))
+    record = b""
+    with contextlib.suppress(FileNotFoundError):
         try:
-            with hold_lock(path, wait=False):
-                pass
-        except LockedError:
-            return True
-    return False
+            record = lock_file.read_bytes()
+        except PermissionError:  # Windows lets nobody else read a locked file
+            record = b"?"
+    if not record:
+        soft = path.with_name(f"{lock_file.name}.holders")
+        return soft.is_dir() and is_soft_lock_held(soft, path)
+    holder = Holder.parse(record)
+    if holder and holder.is_here:
+        return not holder.has_ended
+    try:
+        with hold_lock(path, wait=False):
+            return False
+    except LockedError:
+        return True
 
 
 def write_whole(path: Path | str, data: bytes | str) -> None:

@@ -163,6 +163,11 @@ def hold_soft_lock(folder: Path, name: Path, *, wait: bool) -> Iterator[None]:
         claim.release()
 
 
+def is_soft_lock_held(folder: Path, name: Path) -> bool:
+    """Return whether a process holds a lock of `hold_soft_lock`, by its last file; the lock is not taken."""
+    return _Claim(folder, name).look().kind == "held"
+
+
 @dataclass(frozen=True)
 class _State:
     """The state of a lock by its last file, and who holds it or held it last."""
@@ -182,6 +187,10 @@ class _Claim:
         self._seen_since = 0.0
         self._released = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="lock heartbeat", daemon=True)
+
+    def look(self) -> _State:
+        """Return the state of the lock, without taking it."""
+        return self._judge(self._folder / str(self._find_last()))
 
     def take(self, *, wait: bool) -> None:
         """Take the lock."""

@@ -21,6 +21,7 @@ from panda.files import (
     fingerprint,
     hold_lock,
     identity,
+    is_locked,
     open_log,
     partial_path,
     remove,
@@ -30,6 +31,7 @@ from panda.files import (
     write_json,
     write_whole,
 )
+from panda.soft_lock import Holder
 from tests.lock_checks import check_second_thread_waits, take_lock
 
 
@@ -135,6 +137,25 @@ def test_hold_lock_held_names_holder_and_is_free_afterwards(tmp_path: Path) -> N
         take_lock(tmp_path / "run")
     assert (tmp_path / ".run.lock").read_bytes() == b""
     take_lock(tmp_path / "run")
+
+
+def test_is_locked_looks_without_taking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock_file = tmp_path / ".run.lock"
+    ended = Holder.describe_self().model_copy(update={"started": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr("panda.files.hold_lock", lambda *_, **__: pytest.fail("it is taken"))
+        assert not is_locked(tmp_path / "run")
+        assert not lock_file.exists()
+        with hold_lock(tmp_path / "run"):
+            assert is_locked(tmp_path / "run")
+        assert not is_locked(tmp_path / "run")
+        lock_file.write_bytes(ended.format_record())
+        assert not is_locked(tmp_path / "run"), "it was killed"
+    lock_file.write_bytes(ended.model_copy(update={"machine": "another"}).format_record())
+    assert not is_locked(tmp_path / "run"), "only its lock says whether it lives"
+    with hold_lock(tmp_path / "run"):
+        lock_file.write_bytes(b"of another program")
+        assert is_locked(tmp_path / "run")
 
 
 def test_hold_lock_other_content_of_lock_file_is_kept(tmp_path: Path) -> None:

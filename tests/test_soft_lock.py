@@ -18,7 +18,7 @@ import pytest
 
 from panda import soft_lock
 from panda.errors import LockedError, PandaError
-from panda.files import hold_lock
+from panda.files import hold_lock, is_locked
 from panda.soft_lock import Holder
 from tests.lock_checks import check_second_thread_waits, take_lock
 
@@ -68,6 +68,23 @@ def test_hold_lock_other_error_of_the_system_raises(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("fcntl.flock", _refuse(errno.EIO))
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         take_lock(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("age", "changes", "held"),
+    [
+        (0.0, {}, True),
+        (0.0, {"started": 1}, False),
+        (0.0, {"machine": "another"}, True),
+        (600.0, {"machine": "another"}, False),
+    ],
+)
+def test_is_locked_soft_lock_is_only_looked_at(
+    tmp_path: Path, age: float, changes: dict[str, int | str], held: bool
+) -> None:
+    _write_holder(tmp_path, age=age, **changes)
+    assert is_locked(tmp_path / "run") == held
+    assert _list_files(tmp_path) == ["7"]
 
 
 def test_soft_lock_held_names_holder_and_is_free_afterwards(tmp_path: Path) -> None:
