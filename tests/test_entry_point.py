@@ -38,6 +38,7 @@ from panda.app.infer import infer
 from panda.app.train import train
 from panda.errors import ConfigError, SlideError
 from panda.files import write_whole
+from panda.report.job_end import JobEnd
 from panda.settings import quote
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -187,7 +188,7 @@ def test_guard_unexpected_error_keeps_traceback(tmp_path: Path) -> None:
 
     with pytest.raises(ZeroDivisionError):
         enter(lambda: broken(job(folder)))
-    assert (folder / "error.txt").read_text() == "ZeroDivisionError: seven\n"
+    assert JobEnd.read(folder) == JobEnd(state="failed", message="ZeroDivisionError: seven")
 
 
 @pytest.mark.parametrize("debug", [False, True])
@@ -277,7 +278,7 @@ def test_guard_refused_sweep_job_leaves_error_and_choices(tmp_path: Path) -> Non
     folder = tmp_path / "sweep-x" / "1"
     refused(job(folder))
     assert exit_status() == 1
-    assert (folder / "error.txt").read_text() == "SlideError: no\n"
+    assert JobEnd.read(folder) == JobEnd(state="failed", message="SlideError: no")
     assert (folder / "overrides.txt").exists()
     alone = tmp_path / "alone"
     refused(job(alone))

@@ -21,6 +21,7 @@ from panda.data.stain_estimates import estimate_stains
 from panda.data.store import StoreResult
 from panda.errors import ConfigError, ExhaustedError, SlideError, find_exhaustion
 from panda.models.segmentation import Segmenter
+from panda.report.job_end import JobEnd
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from panda.tables import read_output_table
 from tests.checkpoints import grading_checkpoint, segmentation_checkpoint
@@ -231,7 +232,9 @@ def test_train_gpu_memory_exhausted_is_one_message(tmp_path: Path, task: str) ->
     with patch(step, side_effect=GPU_FULL):
         done = run_entry_point("train", tmp_path, *common, *own)
     assert_one_message(done, "the memory of the GPU is exhausted", remedy)
-    assert (tmp_path / "runs" / task / "x" / "error.txt").read_text().startswith("ExhaustedError: ")
+    end = JobEnd.read(tmp_path / "runs" / task / "x")
+    assert end
+    assert end.message.startswith("ExhaustedError: ")
 
 
 @pytest.mark.parametrize("error", [GPU_FULL, MemoryError()])

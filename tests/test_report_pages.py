@@ -26,6 +26,7 @@ from panda.report.charts import Bar, Line, draw_bars, draw_lines
 from panda.report.figure_tables import make_splits_table
 from panda.report.inference_page import write_inference_page
 from panda.report.inference_summary import InferenceSummary, LastRun
+from panda.report.job_end import JobEnd
 from panda.report.run_folder import find_subfolder, make_link, make_natural_key, parse_number, read_picture
 from panda.report.run_page import write_run_page
 from panda.report.slide_page import write_slide_page
@@ -444,7 +445,7 @@ def test_write_sweep_ranks_jobs(tmp_path: Path) -> None:
     failed = tmp_path / "2"
     failed.mkdir()
     (failed / "overrides.txt").write_text("model=m2\nloss=a\n")
-    (failed / "error.txt").write_text(f"ConfigError: {EVIL}\n" + "long " * 100)
+    JobEnd(state="failed", message=f"ConfigError: {EVIL}\n" + "long " * 100).write(failed)
     (tmp_path / "not a job").mkdir()
     text = check_page(write_sweep(tmp_path))
     assert re.findall(r"<td[^>]*>(?:<a[^>]*>)?(\d+)(?:</a>)?</td><td[^>]*>(done|failed)", text) == [
@@ -592,7 +593,7 @@ def test_write_sweep_killed_job_is_not_called_failed(tmp_path: Path) -> None:
     for job in "01":
         (tmp_path / job).mkdir()
         (tmp_path / job / "overrides.txt").write_text(f"a={job}\n")
-    (tmp_path / "1" / "error.txt").write_text("SlideError: x\n")
+    JobEnd(state="failed", message="SlideError: x").write(tmp_path / "1")
     write_sweep(tmp_path)
     with (tmp_path / "sweep.csv").open(newline="") as file:
         assert [row["state"] for row in csv.DictReader(file)] == ["lost", "failed"]

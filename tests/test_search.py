@@ -17,6 +17,7 @@ import pytest
 from panda.app.search import SearchSettings, main, search
 from panda.app.search_space import Dimension, parse_words
 from panda.errors import ConfigError
+from panda.report.job_end import JobEnd
 
 optuna = pytest.importorskip("optuna", reason="the extra cluster is not installed")
 
@@ -196,7 +197,9 @@ def test_search_trial_whose_processes_die_fails() -> None:
     with study.take_trial(1) as trial:
         assert trial is None
     assert study.count_states() == {"fail": 1}
-    assert "killed 3 times without progress" in Path("sweep-study/0/error.txt").read_text()
+    end = JobEnd.read(Path("sweep-study/0"))
+    assert end
+    assert "killed 3 times without progress" in end.message
 
 
 def test_search_trial_that_progresses_is_always_continued() -> None:

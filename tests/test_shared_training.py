@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from panda.app import shared_training
 from panda.app.hydra_job import job_folder, list_overrides
 from panda.app.shared_training import hold_training, look_after, run_registered
+from panda.report.job_end import JobEnd
 from panda.report.sweep_jobs import list_waiting
 
 
@@ -48,7 +49,7 @@ def finish(job: Path) -> None:
         (job / name).touch()
 
 
-def end(sweep: Path, ran: list[str], cfg: DictConfig) -> None:
+def finish_job(sweep: Path, ran: list[str], cfg: DictConfig) -> None:
     ran.append(Path(cfg.run_dir).name)
     finish(sweep / ran[-1])
 
@@ -58,16 +59,16 @@ def test_hold_training_second_job_registers_and_is_run_later(tmp_path: Path) -> 
     with ExitStack() as held, ExitStack() as other:
         assert ask(tmp_path, "0", held)
         (tmp_path / "1").mkdir()
-        (tmp_path / "1" / "error.txt").write_text("interrupted")
+        JobEnd(state="interrupted", message="x").write(tmp_path / "1")
         assert not ask(tmp_path, "1", other)
         assert list_waiting(tmp_path) == {"1"}
-        assert not (tmp_path / "1" / "error.txt").exists()
+        assert JobEnd.read(tmp_path / "1") is None
     seen: list[tuple[list[str], str | None]] = []
 
     def run(cfg: DictConfig) -> None:
         assert (cfg.allow_packages, cfg.root) == (["y"], "a/${b}")
         seen.append((list_overrides(), job_folder(None)))
-        end(tmp_path, ran, cfg)
+        finish_job(tmp_path, ran, cfg)
 
     (tmp_path / "1" / "overrides.txt").write_text("threshold=0.5\nname=${x}\n")
     before = HydraConfig.instance().cfg
@@ -95,7 +96,7 @@ def test_hold_training_freed_between_two_tries_runs_itself(tmp_path: Path, monke
         monkeypatch.setattr(shared_training, "_register", register_late)
         assert ask(tmp_path, "1", other)
     ran: list[str] = []
-    run_registered(lambda cfg: end(tmp_path, ran, cfg), [])
+    run_registered(lambda cfg: finish_job(tmp_path, ran, cfg), [])
     assert ran == ["1"], "it is registered, and a finished job is only looked at"
 
 
@@ -110,11 +111,11 @@ def stop_in_training(sweep: Path, job: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("error", [None, "interrupted; the same command continues"])
-def test_hold_training_stopped_job_is_continued_first(tmp_path: Path, error: str | None) -> None:
+@pytest.mark.parametrize("end", [None, JobEnd(state="interrupted", message="the same command continues")])
+def test_hold_training_stopped_job_is_continued_first(tmp_path: Path, end: JobEnd | None) -> None:
     stopped = stop_in_training(tmp_path, "2")
-    if error:
-        (stopped / "error.txt").write_text(error)
+    if end:
+        end.write(stopped)
     with ExitStack() as held:
         assert not ask(tmp_path, "10", held)
         assert list_waiting(tmp_path) == {"2", "10"}
@@ -124,7 +125,7 @@ def test_hold_training_stopped_job_is_continued_first(tmp_path: Path, error: str
 
     def run(cfg: DictConfig) -> None:
         assert cfg.resume is None, "the job looks for its checkpoint itself"
-        end(tmp_path, ran, cfg)
+        finish_job(tmp_path, ran, cfg)
 
     run_registered(run, [])
     assert ran == ["2", "10"]
@@ -139,7 +140,7 @@ def test_hold_training_job_that_cannot_continue_blocks_none(tmp_path: Path) -> N
     def run(cfg: DictConfig) -> None:
         with ExitStack() as held:
             assert ask(tmp_path, "1", held)
-            end(tmp_path, ran, cfg)
+            finish_job(tmp_path, ran, cfg)
 
     with ExitStack() as held:
         assert not ask(tmp_path, "1", held)
@@ -153,9 +154,10 @@ def test_hold_training_ended_failed_or_joint_begins_it(tmp_path: Path) -> None:
         (tmp_path / "1").mkdir()
         cfg = configure(tmp_path, "1")
         assert hold_training(tmp_path / "training-0", tmp_path / "1", held, cfg, resumed=False, joint=True)
-    for name in ("error.txt", "training.json"):
+    JobEnd(state="failed", message="SlideError: x").write(stopped)
+    for name in ("error.json", "training.json"):
         (tmp_path / ".training-0.holder").write_text("0")
-        (stopped / name).write_text("SlideError: x")
+        (stopped / name).touch()
         with ExitStack() as held:
             assert ask(tmp_path, "1", held), name
         (stopped / name).unlink()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from panda.files import hold_lock
+from panda.report.job_end import JobEnd
 from panda.report.sweep import main
 from panda.report.sweep_jobs import read_jobs
 from panda.report.sweep_page import write_sweep
@@ -70,8 +71,9 @@ def test_sweep_command_shows_states_and_status(tmp_path: Path, capsys: pytest.Ca
     add_job(tmp_path, "1", "config.yaml")
     add_job(tmp_path, "2", "config.yaml")
     add_job(tmp_path, "3", "config.yaml")
-    (add_job(tmp_path, "4", "config.yaml") / "error.txt").write_text("ConfigError: x\n")
-    (add_job(tmp_path, "5", "config.yaml") / "error.txt").write_text("interrupted; the same command\n")
+    JobEnd(state="failed", message="interrupted in spirit only").write(add_job(tmp_path, "4"))
+    JobEnd(state="interrupted", message="the same command").write(add_job(tmp_path, "5"))
+    (add_job(tmp_path, "6") / "error.json").write_text("{")
     waiting = tmp_path / ".training-0.waiting"
     waiting.mkdir()
     (waiting / "2").touch()
@@ -79,7 +81,7 @@ def test_sweep_command_shows_states_and_status(tmp_path: Path, capsys: pytest.Ca
         assert main([str(tmp_path)]) == 1
     with (tmp_path / "sweep.csv").open(newline="") as file:
         states = [row["state"] for row in csv.DictReader(file)]
-    assert states == ["done", "running", "waiting", "lost", "failed", "interrupted"]
+    assert states == ["done", "running", "waiting", "lost", "failed", "interrupted", "failed"]
     page = (tmp_path / "sweep.html").read_text()
     assert "Waiting <b>1</b>" in page
     assert "the command of the sweep with its name continues it" in page

@@ -27,7 +27,8 @@ from panda.app.own_sweeps import close_sweeps, forget_sweeps, list_sweeps, resto
 from panda.app.ranks import RankError, find_launch
 from panda.app.signals import is_interruption, name_signal, pass_on_signal, stop_on_signals
 from panda.errors import ConfigError, PandaError, find_exhaustion
-from panda.files import open_log, write_whole
+from panda.files import open_log
+from panda.report.job_end import JobEnd
 
 log = logging.getLogger("panda")
 
@@ -209,7 +210,7 @@ def _leave_trace(folder: Path, error: BaseException) -> None:
     refused_job = folder.parent.name.startswith("sweep-") and not (folder / "checkpoints").exists()
     if begun or refused_job:
         with contextlib.suppress(OSError):  # the error may be that the disk is full
-            write_whole(folder / "error.txt", f"{type(error).__name__}: {error}\n")
+            JobEnd(state="failed", message=f"{type(error).__name__}: {error}").write(folder)
             if not (folder / "overrides.txt").exists():
                 write_overrides(folder)
 

@@ -22,7 +22,7 @@ from panda.app.resume import SESSION_KEYS
 from panda.app.search_space import Words, parse_words
 from panda.choices import CONF
 from panda.errors import INSTALL_CLUSTER, ConfigError, PandaError
-from panda.files import write_whole
+from panda.report.job_end import JobEnd
 from panda.settings import Count, Seed, Settings, Text, accept, escape
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _run_trial(study: SearchStudy, trial: optuna.Trial, words: Words) -> None:
             return train(cfg)
         except Pruned as stop:
             log.info("%s", stop)
-            write_whole(folder / "error.txt", f"{stop}\n")
+            JobEnd(state="pruned", message=str(stop)).write(folder)
             study.prune(trial)
             return None
 

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from panda.app.search_space import Dimension
 from panda.errors import ConfigError, LockedError, PandaError
 from panda.files import hold_lock, write_whole
+from panda.report.job_end import JobEnd
 
 _RECORD = "search"
 """Attribute of a study: what all its trials share."""
@@ -257,7 +258,7 @@ class SearchStudy:
         """End a trial that failed, with the reason in its folder."""
         folder = self.folder / str(trial.number)
         folder.mkdir(exist_ok=True)
-        write_whole(folder / "error.txt", f"{reason}\n")
+        JobEnd(state="failed", message=reason).write(folder)
         self.study.tell(trial, state=TrialState.FAIL)
 
     def prune(self, trial: optuna.Trial) -> None:

@@ -26,6 +26,7 @@ from panda.app.resume import read_run_config
 from panda.app.training_reuse import RECORD
 from panda.errors import ConfigError, LockedError
 from panda.files import hold_lock, write_whole
+from panda.report.job_end import JobEnd, forget_end
 from panda.report.run_folder import read_text
 from panda.settings import escape
 
@@ -86,8 +87,9 @@ def _has_begun(folder: Path) -> bool:
 
 def _was_stopped(folder: Path) -> bool:
     """Return whether a job, which runs no more, was stopped in its training; one that failed would fail again."""
-    failed = (error := read_text(folder / "error.txt")) and not error.startswith("interrupted")
-    return _has_begun(folder) and not failed and not (folder / RECORD).exists()
+    end = JobEnd.read(folder)
+    is_open = end is None or end.state == "interrupted"
+    return _has_begun(folder) and is_open and not (folder / RECORD).exists()
 
 
 def _register(training: Path, folder: Path, cfg: DictConfig | None = None, *, resumed: bool = True) -> None:
@@ -97,7 +99,7 @@ def _register(training: Path, folder: Path, cfg: DictConfig | None = None, *, re
             if cfg is not None:
                 write_whole(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
                 write_overrides(folder, resumed=resumed)
-            (folder / "error.txt").unlink(missing_ok=True)
+            forget_end(folder)
     except LockedError:  # the job itself runs
         return
     registered = _find_registered(training)
@@ -142,7 +144,7 @@ def _list_registered(registered: Path) -> list[Path]:
     files = list(registered.glob("*"))
     for file in files:
         folder = registered.parent / file.name
-        if is_finished(folder) or (folder / "error.txt").is_file():
+        if is_finished(folder) or JobEnd.read(folder):
             file.unlink(missing_ok=True)
     return [file for file in files if file.exists()]
 

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from panda.files import is_locked
 from panda.report.interpretation import list_headlines
+from panda.report.job_end import END_FILE, JobEnd
 from panda.report.run_folder import make_link, make_natural_key, parse_number, read_text
 from panda.report.run_summary import GradingSummary, RunSummary, read_summary
 from panda.report.trivial_answers import LESS_IS_BETTER
 from panda.tables import read_output_table
 from panda.tasks.figures import Figures
 
-_JOB_FILES = frozenset({"overrides.txt", "summary.json", "config.yaml", "error.txt"})
+_JOB_FILES = frozenset({"overrides.txt", "summary.json", "config.yaml", END_FILE})
 STATES = {
     "done": "",
     "failed": "",
@@ -120,10 +121,10 @@ def _read_job(folder: Path, waits: bool) -> Job | None:
     summary, fault = read_summary(folder) if "summary.json" in names else (None, "")
     state, error = "done", ""
     if summary is None:
-        error = read_text(folder / "error.txt").strip() if "error.txt" in names else ""
-        if error or fault:
-            state = next((state for state in ("interrupted", "pruned") if error.startswith(state)), "failed")
-            error = error or fault
+        if end := JobEnd.read(folder) if END_FILE in names else None:
+            state, error = end.state, end.message
+        elif fault:
+            state, error = "failed", fault
         else:
             state = "running" if is_locked(folder / "run") else "waiting" if waits else "lost"
             error = STATES[state]

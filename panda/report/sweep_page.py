@@ -229,7 +229,7 @@ def _write_jobs(path: Path, jobs: Sequence[Job], varied: Sequence[str], gaps: Ga
 def write_sweep(sweep_dir: Path, jobs: Sequence[Job] | None = None) -> Path:
     """Write `sweep.csv` and `sweep.html` from the folder of a sweep, or from its jobs if they were read already.
 
-    Each job has a subfolder with `overrides.txt` and either `summary.json` or, if the job failed, `error.txt`.
+    Each job has a subfolder with `overrides.txt` and either `summary.json` or, if the job failed, `error.json`.
     """
     sweep_dir = Path(sweep_dir).absolute()
     require_folder(sweep_dir)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from panda.files import hold_lock
+from panda.report.job_end import JobEnd
 from panda.report.run_summary import parse_summary
 from panda.tasks.checkpoint import read_checkpoint
 from panda.tasks.metadata import SegmentationMetadata
@@ -283,7 +284,7 @@ def test_train_sweep_failed_job_is_a_row(home: Path, trained_run: Path) -> None:
     rows = table(home / "runs/segmentation/sweep-sizes/sweep.csv")
     assert [(row["data.patch_size"], row["state"]) for row in rows] == [("64", "done"), ("100", "failed")]
     assert (home / "runs/segmentation/sweep-sizes/sweep.html").is_file()
-    assert (home / "runs/segmentation/sweep-sizes/1/error.txt").is_file()
+    assert JobEnd.read(home / "runs/segmentation/sweep-sizes/1")
 
 
 def test_train_sweep_ctrl_c_keeps_finished_jobs(home: Path, trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

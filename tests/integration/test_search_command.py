@@ -10,6 +10,7 @@ import pytest
 
 from panda.app import search
 from panda.app.entry_point import enter, forget_refusals
+from panda.report.job_end import JobEnd
 from tests.integration.entry_points import REPOSITORY, table
 from tests.integration.test_entry_points import TINY
 
@@ -92,6 +93,8 @@ def test_search_interrupted_and_pruned_trials(
     assert _run(*words, "n=7") == 0
     assert study.trials[6].state == optuna.trial.TrialState.PRUNED
     assert list(study.trials[6].intermediate_values) == [0]
-    assert (folder / "6" / "error.txt").read_text().startswith("pruned: val/dice of epoch 0 is 0.")
+    end = JobEnd.read(folder / "6")
+    assert end
+    assert end.message.startswith("pruned: val/dice of epoch 0 is 0.")
     assert [(row["job"], row["state"]) for row in table(folder / "sweep.csv")] == [("0", "done"), ("6", "pruned")]
     assert "trials: 6 complete, 1 pruned" in capsys.readouterr().out

@@ -26,7 +26,7 @@ def digest_folder(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
         and path.suffix not in LOGS
-        and path.name not in {"overrides.txt", "config.yaml", "error.txt"}
+        and path.name not in {"overrides.txt", "config.yaml", "error.json"}
         and not any(mark in part for mark in HIDDEN for part in path.relative_to(folder).parts)
     }
 
