@@ -195,13 +195,21 @@ def test_collect_folder_without_records_raises(tmp_path: Path) -> None:
         collect(OmegaConf.create({"collect": str(tmp_path), "debug": False, "run_dir": str(tmp_path)}))
 
 
-def test_infer_collect_counts_failures_of_its_run_only(tmp_path: Path, slides: Path, run: Infer) -> None:
+def test_infer_collect_counts_failures_of_its_run_only(
+    tmp_path: Path, slides: Path, run: Infer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     (slides / "d.tiff").write_bytes(b"II*\0")
     with pytest.raises(SomeSlidesFailed):
         run("*.tiff", "shard=1/1")
     (slides / "d.tiff").unlink()
     run("*.tiff", "shard=1/1")
+    with monkeypatch.context() as patch:  # shards that have nothing to do leave the tables
+        patch.setattr(InferenceTables, "write", lambda *_: pytest.fail("nothing has changed"))
+        run("*.tiff", "shard=1/1")
+    (out / "report.html").unlink()
+    run("*.tiff", "shard=1/1")
+    assert (out / "report.html").exists()
     collect(OmegaConf.create({"collect": str(out), "debug": False, "run_dir": str(out)}))
     assert read_column(out / "failures.csv", "slide_id") == ["d"]
 

@@ -56,7 +56,7 @@ class CollectionConfig(Settings):
 
 
 def end_run(tables: InferenceTables, run: RunRecord, part: Shard | None, count: int) -> None:
-    """Write tables and page at the end of a run; of shards, only the last one does.
+    """Write tables and page at the end of a run; of shards, only the last one that did something does.
 
     Args:
         tables: The tables of the run.
@@ -67,16 +67,24 @@ def end_run(tables: InferenceTables, run: RunRecord, part: Shard | None, count: 
     Raises:
         SomeSlidesFailed: If slides failed; for the last shard, also those of other shards.
     """
-    is_last = part is not None and tables.has_all(run)
-    if part is None or is_last:
-        collected = _write_results(tables, run)
-        if is_last:
-            _raise_faults(tables.folder, collected)
+    if part is None:
+        _write_results(tables, run)
+    elif tables.has_all(run):
+        _collect_once(tables, run)
     else:
         command = f"{name_command('infer')} collect={tables.folder}"
         log.info("shard %s is done; the last one writes the tables, or %s", part, command)
     if tables.failed:
         raise SomeSlidesFailed(_describe_failures(tables, count))
+
+
+def _collect_once(tables: InferenceTables, run: RunRecord) -> None:
+    """Write tables and page, unless another shard has written them since the last slide."""
+    with hold_lock(tables.folder / RECORDS_FOLDER / "collected"):
+        if tables.are_collected(run):
+            log.info("tables and page have all slides already")
+        else:
+            _raise_faults(tables.folder, _write_results(tables, run))
 
 
 @close_logs
@@ -118,6 +126,7 @@ def _write_results(tables: InferenceTables, run: RunRecord) -> TableContents:
         report = write_inference_page(tables.folder)
     for result in tables.shown:
         log.info("%s", _describe_slide(result))
+    tables.mark_collected(run)
     log.info("report: %s", report)
     return collected
 

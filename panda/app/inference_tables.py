@@ -15,9 +15,9 @@ from panda.data.slide_state import read_state
 from panda.errors import PandaError
 from panda.files import hold_lock
 from panda.inference.slide_result import RESULT_FILE, SlideResult
-from panda.report.inference_summary import InferenceSummary
+from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
 from panda.report.slide_page import PAGE
-from panda.tables import RowSpool, write_rows
+from panda.tables import PARQUET, RowSpool, write_rows
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +141,20 @@ class InferenceTables:
         """Return whether each slide of a run has a result or a failure."""
         self._records.read()
         return self._records.has_all(run)
+
+    def mark_collected(self, run: RunRecord) -> None:
+        """Record that tables and page of a run were written; see `are_collected`."""
+        self._records.mark_collected(run)
+
+    def are_collected(self, run: RunRecord) -> bool:
+        """Return whether tables and page of a run exist, and nothing was recorded since."""
+        self._records.read()
+        made = ("quantification.csv", "failures.csv")
+        tables = all(
+            any((self.folder / name).with_suffix(kind).is_file() for kind in (".csv", PARQUET)) for name in made
+        )
+        pages = all((self.folder / name).is_file() for name in (INFERENCE_FILE, "report.html"))
+        return tables and pages and self._records.is_collected(run)
 
     def write(self, run: RunRecord | None = None) -> TableContents:
         """Write `quantification.csv` and `failures.csv` from the records.

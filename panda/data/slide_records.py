@@ -26,7 +26,7 @@ from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 from panda.data.failures import FAILURE_COLUMNS, Failure
 from panda.data.slide_state import make_text
 from panda.errors import PandaError
-from panda.files import open_log, write_json, write_whole
+from panda.files import fingerprint, open_log, write_json, write_whole
 from panda.stored import Plain, Timestamp, read_model
 from panda.tables import read_output_table
 
@@ -225,6 +225,24 @@ class SlideRecords:
         self.expect(run)
         query = "SELECT 1 FROM missing WHERE slide_id NOT IN (SELECT slide_id FROM line WHERE made_with = ?) LIMIT 1"
         return self._index.execute(query, (run.made_with,)).fetchone() is None
+
+    def mark_collected(self, run: RunRecord) -> None:
+        """Record that the tables of a run were written from the lines that were read last."""
+        write_whole(self._collected, self._describe_lines(run))
+
+    def is_collected(self, run: RunRecord) -> bool:
+        """Return whether no line was appended since the tables of a run were written; see `read`."""
+        try:
+            return self._collected.read_text(encoding="utf-8") == self._describe_lines(run)
+        except (OSError, UnicodeDecodeError):
+            return False
+
+    @property
+    def _collected(self) -> Path:
+        return self.folder / "collected"
+
+    def _describe_lines(self, run: RunRecord) -> str:
+        return fingerprint({"slides": run.slides, "made_with": run.made_with, "lines": self._offsets})
 
     def read(self) -> None:
         """Read the lines that all processes appended since the last call."""
