@@ -35,13 +35,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_infer_workers_write_the_same_bytes(folder: Path) -> None:
+def test_infer_workers_write_the_same_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _run(folder, "here")
     _run(folder, "local", "cluster=local", "cluster.workers=2")
     whole = _files(folder / "here")
     assert "7/quantification.json" in whole
     assert _files(folder / "local") == whole
     assert not [path.name for path in (folder / "local").iterdir() if path.name.startswith(".panda")]
+    # nothing is left to do, so that no worker is started; with other settings there is
+    monkeypatch.setattr("panda.app.cluster_map.open_cluster", lambda *_: pytest.fail("workers are started"))
+    page = (folder / "local" / "report.html").stat().st_mtime_ns
+    _run(folder, "local", "cluster=local", "cluster.workers=3")
+    assert _files(folder / "local") == whole
+    assert (folder / "local" / "report.html").stat().st_mtime_ns > page
+    with pytest.raises(pytest.fail.Exception, match="workers are started"):
+        _run(folder, "local", "cluster=local", "threshold=0.4")
 
 
 def _is_worker(pid: str) -> bool:

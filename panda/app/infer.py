@@ -16,10 +16,10 @@ from panda.app.cluster import WorkerCluster
 from panda.app.config_check import check_config
 from panda.app.entry_point import close_logs, log_to_file, make_folder
 from panda.app.feature_inference import infer_from_features
-from panda.app.inference_collection import end_run
+from panda.app.inference_collection import end_run, read_summary
 from panda.app.inference_config import FeatureInferenceConfig, InferenceConfig
 from panda.app.inference_tables import InferenceTables
-from panda.app.slide_keys import find_keys
+from panda.app.slide_keys import find_keys, fingerprint_command
 from panda.app.slide_mapping import LoadedMapping, MappingFacts, SlideMapping, WrittenSlide
 from panda.app.slide_writing import SlideProgress, SlideWriting
 from panda.data.slide_records import RunRecord
@@ -58,15 +58,12 @@ def infer(cfg: DictConfig) -> None:
 
 def _map_slides(config: InferenceConfig, started: float) -> None:
     """Map every slide, see `infer`. `started` is the time of the start, in s of `time.monotonic`."""
-    (paths, passed_over), folder = config.slide_list, Path(config.run_dir)
-    part, own_slides = config.own_shard, config.own_slides
+    paths, folder = config.slide_list.paths, Path(config.run_dir)
+    part, own_slides, command = config.own_shard, config.own_slides, fingerprint_command(config)
+    if isinstance(config.cluster, WorkerCluster) and _end_finished_run(config, command, started):
+        return
     with _load_networks(config, folder) as maps:
-        log_to_file(folder / ("infer.log" if part is None else f"infer-{part.number}-of-{part.count}.log"))
-        log.info("slides=%s: %d slides%s", config.slides, len(paths), passed_over and f"; passed over: {passed_over}")
-        if part:
-            log.info("shard %s: %d of them", part, len(own_slides))
-        if config.labels:
-            log.info("labels: %d of %d slides have a mask", len(config.labelled), len(paths))
+        _log_slides(config)
         facts = maps.facts
         log.info("network in %s: %s", facts.engine, facts.engine_choice)
         notes = [*facts.notes]
@@ -78,7 +75,7 @@ def _map_slides(config: InferenceConfig, started: float) -> None:
             taken = round(time.monotonic() - started, 1)
             last_run = LastRun(slides=len(own_slides), failed=len(tables.failed), seconds=taken)
             summary = _summarize(config, facts, last_run=last_run, notes=notes)
-            return tables.write_run((path.stem for path in paths), summary)
+            return tables.write_run((path.stem for path in paths), summary, command)
 
         write_run()
         finished = tables.find_finished(find_keys(config, tables.made_with))
@@ -91,6 +88,37 @@ def _map_slides(config: InferenceConfig, started: float) -> None:
         else:
             notes += _map_on_cluster(maps, left, tables)
     end_run(tables, write_run(), part, len(own_slides))
+
+
+def _log_slides(config: InferenceConfig) -> None:
+    """Begin the log, with the numbers of slides."""
+    (paths, passed_over), part = config.slide_list, config.own_shard
+    name = "infer.log" if part is None else f"infer-{part.number}-of-{part.count}.log"
+    log_to_file(Path(config.run_dir) / name)
+    log.info("slides=%s: %d slides%s", config.slides, len(paths), passed_over and f"; passed over: {passed_over}")
+    if part:
+        log.info("shard %s: %d of them", part, len(config.own_slides))
+    if config.labels:
+        log.info("labels: %d of %d slides have a mask", len(config.labelled), len(paths))
+
+
+def _end_finished_run(config: InferenceConfig, command: str, started: float) -> bool:
+    """End a run without workers if the same command was run before and all slides are finished; return whether."""
+    folder, part, slides = Path(config.run_dir), config.own_shard, config.own_slides
+    if (before := InferenceTables.find_last_run(folder, command)) is None:
+        return False
+    tables = InferenceTables(folder, before.made_with, is_shard=part is not None)
+    finished = tables.find_finished(find_keys(config, tables.made_with))
+    if any(path.stem not in finished for path in slides):
+        return False
+    _log_slides(config)
+    log.info("all of them are finished already: no worker is started")
+    last_run = LastRun(slides=len(slides), failed=0, seconds=round(time.monotonic() - started, 1))
+    changes = {"date": make_timestamp(), "last_run": last_run}
+    summary = read_summary(before, folder).model_copy(update=changes)
+    run = tables.write_run((path.stem for path in config.slide_list.paths), summary, command)
+    end_run(tables, run, part, len(slides))
+    return True
 
 
 @contextlib.contextmanager

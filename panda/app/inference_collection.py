@@ -104,17 +104,28 @@ def collect(cfg: DictConfig) -> None:
     keys = OmegaConf.create({key: read_key(cfg, key) for key in CollectionConfig.model_fields})
     folder = Path(check_config(keys, "collect").collect)
     log_to_file(folder / "infer.log")
-    tables, run = InferenceTables.open_last(folder)
-    _raise_faults(folder, _write_results(tables, run))
+    run = InferenceTables.find_last_run(folder)
+    if run is None:
+        raise PandaError(f"{folder}: no run is recorded; map its slides again, the finished ones are not opened")
+    _raise_faults(folder, _write_results(InferenceTables(folder, run.made_with), run))
+
+
+def read_summary(run: RunRecord, folder: Path) -> InferenceSummary:
+    """Return the settings and notes of a run in a folder.
+
+    Raises:
+        PandaError: If another version recorded it.
+    """
+    try:
+        return _SUMMARY.validate_json(json.dumps(run.summary), strict=True)
+    except ValidationError as error:
+        raise PandaError(
+            f"{folder}: a record of a run is of another version ({describe_faults(error)}): run it again"
+        ) from error
 
 
 def _write_results(tables: InferenceTables, run: RunRecord) -> TableContents:
-    try:
-        summary = _SUMMARY.validate_json(json.dumps(run.summary), strict=True)
-    except ValidationError as error:
-        raise PandaError(
-            f"{tables.folder}: a record of a run is of another version ({describe_faults(error)}): run it again"
-        ) from error
+    summary = read_summary(run, tables.folder)
     collected = tables.write(run)
     new = list(filter(None, (collected.describe_others(), collected.describe_missing())))
     for note in new:

@@ -121,21 +121,14 @@ class InferenceTables:
         made_with, row = result.provenance.fingerprint, result.to_row()
         return Outcome(slide_id=result.slide_id, made_with=made_with, state=state, key=key, row=row)
 
-    def write_run(self, slide_ids: Iterable[str], summary: InferenceSummary) -> RunRecord:
+    def write_run(self, slide_ids: Iterable[str], summary: InferenceSummary, command: str) -> RunRecord:
         """Record what this run makes, of all slides, also those of other shards; a later call replaces it."""
-        return self._records.write_run(slide_ids, self.made_with, summary.model_dump(mode="json"))
+        return self._records.write_run(slide_ids, self.made_with, summary.model_dump(mode="json"), command)
 
-    @classmethod
-    def open_last(cls, folder: Path) -> tuple[InferenceTables, RunRecord]:
-        """Return the tables of the run in a folder that recorded itself last, and that run.
-
-        Raises:
-            PandaError: If there is none.
-        """
-        run = SlideRecords(folder, lambda _: "").find_last_run()
-        if run is None:
-            raise PandaError(f"{folder}: no run is recorded; map its slides again, the finished ones are not opened")
-        return cls(folder, run.made_with), run
+    @staticmethod
+    def find_last_run(folder: Path, command: str | None = None) -> RunRecord | None:
+        """Return the run in a folder that recorded itself last, of one command or of any; None without one."""
+        return SlideRecords(folder, lambda _: "").find_last_run(command)
 
     def has_all(self, run: RunRecord) -> bool:
         """Return whether each slide of a run has a result or a failure."""

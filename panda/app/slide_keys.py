@@ -6,7 +6,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 from panda.app.inference_config import InferenceConfig
+from panda.app.software import digest_code
 from panda.files import fingerprint, identity
+
+
+def fingerprint_command(config: InferenceConfig) -> str:
+    """Return a hash of all that decides the provenance of a run on one kind of machine: keys, checkpoints, code."""
+    networks = [network and network.fingerprint for network in (config.segmentation, config.grading)]
+    keys = config.model_dump(mode="json", exclude={"slides", "shard", "cluster", "output", "run_dir", "debug"})
+    return fingerprint({"keys": keys, "networks": networks, "code": digest_code()})
 
 
 def find_keys(config: InferenceConfig, made_with: str) -> dict[str, str]:

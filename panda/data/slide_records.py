@@ -75,12 +75,14 @@ class RunRecord(Plain, frozen=True):
         made_with: Fingerprint of the settings.
         slides: File in the folder of the records with the ids of all slides, also those of other shards.
         summary: The settings, and notes for the reader of the results.
+        command: Fingerprint of the keys that decide `made_with`; empty if it is not known.
     """
 
     date: Timestamp
     made_with: str
     slides: Annotated[str, Field(pattern=r"^slides-[0-9a-f]{16}\.txt$")]
     summary: dict[str, JsonValue]
+    command: str = ""
 
 
 @dataclass
@@ -168,29 +170,34 @@ class SlideRecords:
             if line.keys() == {*FAILURE_COLUMNS, *columns} and columns.items() <= line.items():
                 self.append_failure(Failure(**{key: line[key] for key in FAILURE_COLUMNS}), made_with)
 
-    def write_run(self, slide_ids: Iterable[str], made_with: str, summary: Mapping[str, JsonValue]) -> RunRecord:
+    def write_run(
+        self, slide_ids: Iterable[str], made_with: str, summary: Mapping[str, JsonValue], command: str = ""
+    ) -> RunRecord:
         """Write what this process makes, and return it; a later call replaces it.
 
         Args:
             slide_ids: All slides, also those of other shards.
             made_with: Fingerprint of the settings.
             summary: The settings with their date, and notes.
+            command: Fingerprint of the keys that decide `made_with`.
         """
         text = "".join(f"{json.dumps(make_text(slide_id))}\n" for slide_id in sorted(slide_ids))
         name = _name_list(hashlib.sha256(text.encode()).hexdigest())
         if not _is_whole(self.folder / name):
             write_whole(self.folder / name, text)
-        run = RunRecord(date=str(summary["date"]), made_with=made_with, slides=name, summary=dict(summary))
+        date = str(summary["date"])
+        run = RunRecord(date=date, made_with=made_with, slides=name, summary=dict(summary), command=command)
         write_json(self._own.with_suffix(".json"), run.model_dump(mode="json"))
         return run
 
-    def find_last_run(self) -> RunRecord | None:
-        """Return what the run that wrote last makes, None without a run."""
+    def find_last_run(self, command: str | None = None) -> RunRecord | None:
+        """Return what the run that wrote last makes, of one command or of any; None without a run."""
         found = []
         for path in self.folder.glob("*.json"):
             try:
                 run = read_model(path, _RUN, "it is not used")
-                found.append((run.date, path.stat().st_mtime_ns, run))  # dates are whole seconds
+                if command in (None, run.command):
+                    found.append((run.date, path.stat().st_mtime_ns, run))  # dates are whole seconds
             except (OSError, PandaError) as error:
                 log.warning("%s", error)
         return max(found, key=lambda one: one[:2])[2] if found else None
