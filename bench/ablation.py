@@ -20,7 +20,8 @@ from statistics import fmean, stdev
 import numpy as np
 import torch
 
-from panda.files import remove
+from panda.errors import LockedError
+from panda.files import hold_lock, remove
 from panda.inference.predictor import restore_network
 from panda.models.segmentation import Segmenter
 from panda.tables import read_output_table, write_table
@@ -53,7 +54,15 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     options = parser.parse_args()
     output = options.output.absolute()
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with hold_lock(output / "ablation", wait=False):
+            _compare(options, output)
+    except LockedError as error:
+        sys.exit(f"{error}: wait for it, or give another --output")
+
+
+def _compare(options: argparse.Namespace, output: Path) -> None:
+    """Train and print in a folder that no other command uses."""
     shared = [*DRAWN, f"data.root={output / 'data'}", f"data.store_root={output / 'patches'}"]
     shared += [f"data.draw.slides={options.slides}", f"data.folds={options.folds}"]
     seeds = ",".join(map(str, range(options.seeds)))

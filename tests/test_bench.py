@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from bench import ablation, pipeline, pipeline_build
 from bench.project import DEFAULT_STORE
 from bench.worker import LeftOutError
+from panda.files import hold_lock
 from panda.inference.canvas import Canvas
 from tests.panda_folder import make_folder
 
@@ -35,6 +36,13 @@ def test_ablation_train_interrupted_run_starts_over(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: begun.append(left.exists()))
     ablation._train(tmp_path, tmp_path / "sweep-all0", "name=all0")
     assert begun == [False], "a run refuses a folder that holds one"
+
+
+def test_ablation_second_command_in_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["ablation", f"--output={tmp_path}"])
+    monkeypatch.setattr(ablation, "_train", lambda *_: pytest.fail("it trains beside the first"))
+    with hold_lock(tmp_path / "ablation"), pytest.raises(SystemExit, match=r"another run holds .* another --output"):
+        ablation.main()
 
 
 def test_unpack_commit_that_is_absent_is_left_out(tmp_path: Path) -> None:
