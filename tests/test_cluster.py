@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing.spawn
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -26,6 +28,7 @@ from panda.errors import PandaError
 from tests.letters import Letters
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
+_PAGE = _REPOSITORY / "docs" / "cluster.md"
 
 
 def test_slide_cluster_killer_fails_and_neighbours_are_done(
@@ -136,18 +139,24 @@ def test_slide_cluster_unreachable_scheduler_is_refused(tmp_path: Path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def _read_commands(port: int) -> list[list[str]]:
+    """Return the words of the commands for dask in docs/cluster.md, at a port of this machine."""
+    (block,) = re.findall(r"^```\n(dask scheduler .*?)^```$", _PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    lines = block.replace("HOST", "127.0.0.1").replace("8786", str(port)).splitlines()
+    return [shlex.split(line, comments=True) for line in lines]
+
+
 @contextlib.contextmanager
 def _start_scheduler(*threads: int, modules: Path = _REPOSITORY) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Start a scheduler, and workers with so many threads; give its address and process."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    address = f"tcp://127.0.0.1:{port}"
+    (_, *scheduler_words), (_, *worker_words), command = _read_commands(port)
+    (address,) = (word.removeprefix("cluster.address=") for word in command if word.startswith("cluster.address="))
     with contextlib.ExitStack() as stack:
-        scheduler = stack.enter_context(
-            _start_dask("scheduler", "--host", "127.0.0.1", f"--port={port}", PYTHONPATH=str(modules))
-        )
+        scheduler = stack.enter_context(_start_dask(*scheduler_words, "--host", "127.0.0.1", PYTHONPATH=str(modules)))
         for count in threads:
-            stack.enter_context(_start_dask("worker", address, f"--nthreads={count}", PYTHONPATH=str(modules)))
+            stack.enter_context(_start_dask(*worker_words, f"--nthreads={count}", PYTHONPATH=str(modules)))
         yield address, scheduler
 
 

@@ -106,6 +106,22 @@ def test_indexed_pods_give_bytes_of_one_process(workplace: Path, monkeypatch: py
     assert hash_files(workplace / "pods") == hash_files(workplace / "alone")
 
 
+def test_box_gives_bytes_of_one_process(workplace: Path) -> None:
+    """The shell says which commands it would run, and they run here, without starts of their own."""
+    script = write_script(workplace, "box.sh", **{"output=out": "output=box", "collect=out": "collect=box"})
+    say = {"BASH_FUNC_python%%": '() { echo "${CUDA_VISIBLE_DEVICES-none} $*" >> said.txt; }'}
+    subprocess.run(["bash", script], cwd=workplace, env=os.environ | say, check=True)
+    *shards, collecting = [line.split() for line in (workplace / "said.txt").read_text().splitlines()]
+    assert sorted(words[:3] for words in shards) == [["0", "infer.py", "shard=1/2"], ["1", "infer.py", "shard=2/2"]]
+    assert collecting == ["none", "infer.py", "collect=box"]
+    for words in shards:
+        done = run_entry_point("infer", workplace, *words[2:], *MAPPING.split())
+        assert done.returncode == 0, done.stderr[-3000:]
+    (workplace / "box" / "quantification.csv").unlink()
+    assert run_entry_point("infer", workplace, *collecting[2:]).returncode == 0
+    assert hash_files(workplace / "box") == hash_files(workplace / "alone")
+
+
 def test_killed_worker_changes_no_byte(slurm: Slurm, workplace: Path) -> None:
     mapping = MAPPING.replace("engine.post_workers=0 ", "")  # the workers write the files
     changes = {"cluster.workers=8": "cluster.workers=2", "infer.py": f"infer.py {mapping}", "=out": "=workers"}
