@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import stat
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +34,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 _SYNCS = 8  # files flushed at the same time
 _WINDOWS = os.name == "nt"
 _HEX = "[0-9a-f]"
+_unsynced: ContextVar[set[Path] | None] = ContextVar("_unsynced", default=None)
 
 
 def remove(path: Path) -> None:
@@ -68,13 +70,26 @@ def sync(path: Path) -> None:
     if not path.is_dir():
         _sync_entry(path)
         return
-    folders = [path, *(entry for entry in path.rglob("*") if entry.is_dir() and not entry.is_symlink())]
-    files = [entry for folder in folders for entry in folder.iterdir() if entry.is_file() and not entry.is_symlink()]
+    entries = [entry for entry in walk(path) if not entry.is_symlink()]
+    folders = [path, *(Path(entry.path) for entry in entries if entry.is_dir())]
+    files = [Path(entry.path) for entry in entries if entry.is_file()]
     # In parallel, so that the file system can flush many at once.
     with ThreadPoolExecutor(_SYNCS) as pool:
         list(pool.map(_sync_entry, files))
     for folder in reversed(folders):
         _sync_entry(folder)
+
+
+def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """Yield all that is in a folder and the folders below it, without a question to the file system for each name.
+
+    Symbolic links are not followed.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from walk(entry.path)
 
 
 def _sync_entry(path: Path) -> None:
@@ -114,7 +129,25 @@ def replace(source: Path, target: Path) -> None:
         remove(aside)
     else:
         os.replace(source, target)
-    _sync_entry(target.parent)  # otherwise a power cut could undo the rename
+    if (unsynced := _unsynced.get()) is not None:
+        unsynced.add(target.parent)
+    else:
+        _sync_entry(target.parent)  # otherwise a power cut could undo the rename
+
+
+@contextlib.contextmanager
+def sync_folders_once() -> Iterator[None]:
+    """Flush the folders of files that get their final names inside once, at the end.
+
+    A file that is to exist only after those is written outside.
+    """
+    token = _unsynced.set(set())
+    try:
+        yield
+        for folder in _unsynced.get() or ():
+            _sync_entry(folder)
+    finally:
+        _unsynced.reset(token)
 
 
 def partial_path(path: Path) -> Path:
@@ -127,10 +160,12 @@ def remove_leftovers(folder: Path, name: str = "*", *, deep: bool = False) -> No
 
     `deep` includes the folders below.
     """
-    own = glob.escape(name) if name != "*" else name
-    find = folder.rglob if deep else folder.glob
-    for leftover in [*find(f".{_HEX * 12}.partial.{own}"), *find(f".{own}.{_HEX * 32}.old")]:
-        remove(leftover)
+    own = re.escape(name) if name != "*" else ".*"
+    leftover = re.compile(rf"\.{_HEX}{{12}}\.partial\.{own}|\.{own}\.{_HEX}{{32}}\.old", re.DOTALL)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in [*(walk(folder) if deep else entries)]:
+            if leftover.fullmatch(entry.name):
+                remove(Path(entry.path))
 
 
 def check_plain_file(path: Path) -> None:

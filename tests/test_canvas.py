@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from panda.errors import CheckpointError, PandaError
 from panda.inference.canvas import _MOST_WAITING, Canvas, CanvasWriter
-from panda.inference.canvas_store import CHUNK, METADATA, describe_array
+from panda.inference.canvas_store import CHUNK, METADATA, describe_array, read_chunk
 from panda.inference.codes import STEPS, dequantize
 from panda.inference.quantize import quantize, read_quantized
 from panda.inference.window import blend_window
@@ -245,7 +246,7 @@ def test_canvas_chunk_and_band_borders_leave_no_seam(tmp_path: Path) -> None:
     np.testing.assert_array_equal(window, np.asarray(canvas)[CHUNK - 5 : CHUNK + 6, CHUNK - 7 : CHUNK + 9])
 
 
-def test_canvas_unscored_differs_from_0_and_takes_no_space(tmp_path: Path) -> None:
+def test_canvas_unscored_differs_from_0_and_takes_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     truth = np.zeros((CHUNK * 3, CHUNK), np.float32)
     canvas = write(tmp_path / "c", truth, 64, [(10, CHUNK + 10)])
     scored = canvas.read_codes(0, 0, CHUNK, CHUNK * 3) > 0
@@ -253,6 +254,10 @@ def test_canvas_unscored_differs_from_0_and_takes_no_space(tmp_path: Path) -> No
     assert scored[CHUNK + 10 : CHUNK + 74, 10:74].all()
     assert canvas.read(0, 0, CHUNK, 3 * CHUNK).max() == 0
     assert len([p for p in (tmp_path / "c" / "c").rglob("*") if p.is_file()]) == 1
+    read = MagicMock(side_effect=read_chunk)
+    monkeypatch.setattr("panda.inference.canvas_store.read_chunk", read)
+    Canvas.open(canvas.path).read_codes(0, 0, CHUNK, CHUNK * 3)
+    assert [call.args[1] for call in read.call_args_list] == [(1, 0)], "chunks that do not exist are not asked for"
 
 
 def test_canvas_kept_blocks_are_decoded_once_within_budget(tmp_path: Path) -> None:
@@ -264,8 +269,9 @@ def test_canvas_kept_blocks_are_decoded_once_within_budget(tmp_path: Path) -> No
     shutil.rmtree(tmp_path / "c" / "c")
     for window in ((-3, 5, 1200, 1200), (1000, 1020, 77, 50), (1024, 0, 5, 9)):
         np.testing.assert_array_equal(enough.read_codes(*window), pad(whole, window))
-    whole[1024:], whole[:, 1024:] = 0, 0
-    np.testing.assert_array_equal(one_block.read_codes(0, 0, 1100, 1100), whole)
+    np.testing.assert_array_equal(one_block.read_codes(0, 0, 1024, 1024), whole[:1024, :1024])
+    with pytest.raises(CheckpointError, match="cannot be read at working px"):
+        one_block.read_codes(0, 0, 1100, 1100)  # lost since it was opened
 
 
 def pad(codes: NDArray[np.uint16], window: tuple[int, int, int, int]) -> NDArray[np.uint16]:

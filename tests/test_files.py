@@ -27,6 +27,8 @@ from panda.files import (
     remove,
     remove_leftovers,
     replace,
+    sync,
+    sync_folders_once,
     write_beside,
     write_json,
     write_whole,
@@ -156,6 +158,32 @@ def test_is_locked_looks_without_taking(tmp_path: Path, monkeypatch: pytest.Monk
     with hold_lock(tmp_path / "run"):
         lock_file.write_bytes(b"of another program")
         assert is_locked(tmp_path / "run")
+
+
+def test_sync_folders_once_flushes_each_folder_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr("panda.files._sync_entry", lambda path: flushed.append(path.name))
+    with sync_folders_once():
+        for name in ("a/1", "b/2", "a/3"):
+            write_whole(tmp_path / name, "x")
+        assert len(flushed) == 3, "the files"
+    assert sorted(flushed[3:]) == ["a", "b"]
+    write_whole(tmp_path / "a" / "4", "x")
+    assert flushed[-1] == "a"
+
+
+def test_sync_follows_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    for name in ("in/a", "in/deep/b", "out/c"):
+        (tmp_path / name).touch()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "out")
+    (tmp_path / "in" / "file").symlink_to(tmp_path / "out" / "c")
+    monkeypatch.setattr("panda.files._sync_entry", lambda path: flushed.append(path.name))
+    sync(tmp_path / "in")
+    assert sorted(flushed) == ["a", "b", "deep", "in"]
+    assert flushed[-1] == "in", "names after what they name"
 
 
 def test_hold_lock_other_content_of_lock_file_is_kept(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ from panda.inference.canvas_store import (
     METADATA,
     Canvas,
     CanvasMetadata,
+    StoredSize,
     describe_array,
-    measure_stored_size,
+    measure_chunks,
     write_chunk,
 )
 from panda.inference.quantize import quantize, read_quantized
@@ -116,7 +117,7 @@ class CanvasWriter:
         self.blocks = OpenBlocks(partial_path(self.path), budget, self._device, self._buffers, self._writers)
         self._touching: defaultdict[Key, list[tuple[int, int]]] = defaultdict(list)
         self._unchecked: deque[tuple[NDArray[np.int64], HostCopy]] = deque()
-        metadata = CanvasMetadata(
+        self._metadata = metadata = CanvasMetadata(
             fingerprint=fingerprint,
             resolution=resolution,
             patch_size=patch_size,
@@ -257,7 +258,9 @@ class CanvasWriter:
                         "let one run at a time write it"
                     )
                 # A lost chunk reads as "not scored"; only this count reveals it.
-                self._meta["stored"] = measure_stored_size(self._partial).model_dump()
+                chunks = measure_chunks(self._partial)
+                stored = StoredSize.from_chunks(chunks)
+                self._meta["stored"] = stored.model_dump()
                 self._write_metadata()
                 sync(self._partial)
                 replace(self._partial, self.path)
@@ -265,6 +268,7 @@ class CanvasWriter:
                 self.abort()
                 raise
             self._open = False
+            return Canvas(self.path, self._metadata.model_copy(update={"stored": stored}), chunks)
         return Canvas.open(self.path)
 
     def abort(self) -> None:

@@ -7,7 +7,8 @@ of cancer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -23,6 +24,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from panda.errors import CheckpointError
+from panda.files import walk
 from panda.inference.codes import choose_classes, dequantize, merge_codes
 from panda.stored import PatchSide, Plain, describe_faults
 from panda.wsi.classes import BINARY, ClassSet
@@ -49,6 +51,11 @@ class StoredSize(Plain, frozen=True):
 
     chunks: NonNegativeInt
     bytes: NonNegativeInt
+
+    @classmethod
+    def from_chunks(cls, chunks: Mapping[tuple[int, ...], int]) -> Self:
+        """Return the size of what `measure_chunks` returns."""
+        return cls(chunks=len(chunks), bytes=sum(chunks.values()))
 
 
 class CanvasMetadata(Plain, frozen=True):
@@ -121,23 +128,24 @@ def write_chunk(path: Path, chunk: tuple[int, ...], shape: tuple[int, int], code
     plain: Any = whole.astype("<u2", copy=False)
     data = imagecodecs.blosc_encode(plain, level=_LEVEL, compressor="lz4", shuffle="shuffle", typesize=2, numthreads=1)
     file = path.joinpath("c", *map(str, chunk))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("wb") as stream:
+    try:
+        stream = file.open("wb")
+    except FileNotFoundError:  # the first chunk of its row
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stream = file.open("wb")
+    with stream:
         stream.write(data)
         stream.write(google_crc32c.value(data).to_bytes(4, "little"))
 
 
-def read_chunk(path: Path, chunk: tuple[int, ...], shape: tuple[int, int]) -> NDArray[np.uint16] | None:
-    """Read a chunk that `write_chunk` or zarr wrote; None if there is no file, which means that all codes are 0.
+def read_chunk(path: Path, chunk: tuple[int, ...], shape: tuple[int, int]) -> NDArray[np.uint16]:
+    """Read a chunk that `write_chunk` or zarr wrote.
 
     Raises:
         ValueError: If the file is damaged.
         OSError: If it cannot be read.
     """
-    try:
-        stored = path.joinpath("c", *map(str, chunk)).read_bytes()
-    except FileNotFoundError:
-        return None
+    stored = path.joinpath("c", *map(str, chunk)).read_bytes()
     data, checksum = stored[:-4], int.from_bytes(stored[-4:], "little")
     if google_crc32c.value(data) != checksum:
         raise ValueError("its checksum is wrong")
@@ -160,8 +168,11 @@ class Canvas:
         classes: Its classes. Reads are of the probability of cancer unless they say otherwise.
     """
 
-    def __init__(self, path: Path, metadata: CanvasMetadata, kept_bytes: int) -> None:
+    def __init__(
+        self, path: Path, metadata: CanvasMetadata, chunks: Collection[tuple[int, ...]], kept_bytes: int = 0
+    ) -> None:
         self.path = path
+        self._chunks = frozenset(chunks)  # those on the disk; all codes of another one are 0
         self._room = kept_bytes
         self._kept: dict[tuple[int, int], NDArray[np.uint16] | None] = {}  # by row and column; None is all 0
         self.resolution = metadata.resolution
@@ -199,12 +210,16 @@ class Canvas:
             raise CheckpointError(f"{file}: {faults}; {AGAIN}")
         if (stated := metadata.stored) is None:
             raise CheckpointError(f"{file}: attributes.stored is missing; {AGAIN}")
-        if (found := measure_stored_size(path)) != stated:
+        try:
+            sizes = measure_chunks(path)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: it holds a file that is no chunk ({error}); {AGAIN}") from error
+        if (found := StoredSize.from_chunks(sizes)) != stated:
             raise CheckpointError(
                 f"{path}: part of it is lost: it has {found.bytes} bytes in {found.chunks} chunks, "
                 f"{METADATA} has {stated.bytes} in {stated.chunks} (attributes.stored); {AGAIN}"
             )
-        return cls(path, metadata, kept_bytes)
+        return cls(path, metadata, sizes, kept_bytes)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -262,6 +277,8 @@ class Canvas:
             for column, into_x, from_x in _cut(xs, side[1], columns):
                 for plane in range(planes):
                     place = (row, column) if planes == 1 else (plane, row, column)
+                    if place not in self._chunks:
+                        continue
                     try:
                         codes = read_chunk(self.path, place, side)
                     except Exception as exc:  # codecs raise errors of their own
@@ -269,14 +286,12 @@ class Canvas:
                         raise CheckpointError(
                             f"{self.path}: cannot be read at working px ({x}, {y}) ({exc}); {AGAIN}"
                         ) from exc
-                    if codes is not None:
-                        out[plane, into_y, into_x] = codes[from_y, from_x]
+                    out[plane, into_y, into_x] = codes[from_y, from_x]
         return out
 
     def check(self) -> None:
         """Read every chunk on the disk and verify its checksum; a damaged one raises `CheckpointError`."""
-        places = {(int(chunk.parent.name), int(chunk.name)) for chunk in _list_chunks(self.path)}
-        for row, column in sorted(places):
+        for row, column in sorted({place[-2:] for place in self._chunks}):
             self.read_class_codes(column * CHUNK, row * CHUNK, CHUNK, CHUNK)
 
     def read_classes(self, x0: int, y0: int, w: int, h: int) -> NDArray[np.float32]:
@@ -315,11 +330,6 @@ class Canvas:
         return out
 
 
-def _list_chunks(path: Path) -> list[Path]:
-    """Return the files of the chunks, which are named by column in a folder named by row."""
-    return [entry for entry in (path / "c").rglob("*") if entry.is_file()]
-
-
 def _cut(px: slice, side: int, size: int) -> Iterator[tuple[int, slice, slice]]:
     """Yield the chunks along one axis that hold px of a window: number, px of the window, and px of the chunk."""
     end = min(px.stop, size)
@@ -328,7 +338,15 @@ def _cut(px: slice, side: int, size: int) -> Iterator[tuple[int, slice, slice]]:
         yield number, slice(start - px.start, stop - px.start), slice(start - number * side, stop - number * side)
 
 
-def measure_stored_size(path: Path) -> StoredSize:
-    """Return the number and the bytes of the chunks on the disk."""
-    sizes = [chunk.stat().st_size for chunk in _list_chunks(path)]
-    return StoredSize(chunks=len(sizes), bytes=sum(sizes))
+def measure_chunks(path: Path) -> dict[tuple[int, ...], int]:
+    """Return the bytes of each chunk on the disk, by plane, if there are several, row and column.
+
+    Raises:
+        OSError: If a folder cannot be read.
+        ValueError: If a file is no chunk.
+    """
+    folder = str(path / "c")
+    if not os.path.isdir(folder):
+        return {}
+    files = (entry for entry in walk(folder) if not entry.is_dir())
+    return {tuple(map(int, Path(file.path).relative_to(folder).parts)): file.stat().st_size for file in files}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from panda.data.slide_entry import FileIdentity
-from panda.files import remove_leftovers
+from panda.files import remove_leftovers, sync_folders_once
 from panda.inference.canvas_store import Canvas
 from panda.inference.export import write_geojson, write_ome_tiff
 from panda.inference.grade import Grade, RuleGrade
@@ -81,9 +81,10 @@ class SlideFiles:
                 canvas, slide, canvas.resolution, self.threshold, settings=self.quantify, tissue=self.tissue
             )
             (self.folder / RESULT_FILE).unlink(missing_ok=True)
-            view = self._write_pictures(canvas, found)
-            write_geojson(found, slide, canvas.resolution, self.folder / "regions.geojson")
-            write_ome_tiff(canvas, slide, self.folder / "probability.ome.tiff")
+            with sync_folders_once():
+                view = self._write_pictures(canvas, found)
+                write_geojson(found, slide, canvas.resolution, self.folder / "regions.geojson")
+                write_ome_tiff(canvas, slide, self.folder / "probability.ome.tiff")
             result = self._make_result(found, canvas.resolution, view)
             result.write(self.folder)
         return result
