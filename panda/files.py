@@ -68,16 +68,16 @@ def advise_removal(folder: Path, marker: str, otherwise: str) -> str:
 def sync(path: Path) -> None:
     """Flush a file, or a folder with all its content, to the disk."""
     if not path.is_dir():
-        _sync_entry(path)
+        sync_entry(path)
         return
     entries = [entry for entry in walk(path) if not entry.is_symlink()]
     folders = [path, *(Path(entry.path) for entry in entries if entry.is_dir())]
     files = [Path(entry.path) for entry in entries if entry.is_file()]
     # In parallel, so that the file system can flush many at once.
     with ThreadPoolExecutor(_SYNCS) as pool:
-        list(pool.map(_sync_entry, files))
+        list(pool.map(sync_entry, files))
     for folder in reversed(folders):
-        _sync_entry(folder)
+        sync_entry(folder)
 
 
 def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
@@ -92,7 +92,7 @@ def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
                 yield from walk(entry.path)
 
 
-def _sync_entry(path: Path) -> None:
+def sync_entry(path: Path) -> None:
     """Flush one file, or the list of names in a folder, to the disk."""
     if _WINDOWS and path.is_dir():
         return  # Windows opens no folders and writes their names by itself
@@ -132,7 +132,7 @@ def replace(source: Path, target: Path) -> None:
     if (unsynced := _unsynced.get()) is not None:
         unsynced.add(target.parent)
     else:
-        _sync_entry(target.parent)  # otherwise a power cut could undo the rename
+        sync_entry(target.parent)  # otherwise a power cut could undo the rename
 
 
 @contextlib.contextmanager
@@ -145,7 +145,7 @@ def sync_folders_once() -> Iterator[None]:
     try:
         yield
         for folder in _unsynced.get() or ():
-            _sync_entry(folder)
+            sync_entry(folder)
     finally:
         _unsynced.reset(token)
 

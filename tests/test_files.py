@@ -162,7 +162,7 @@ def test_is_locked_looks_without_taking(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_sync_folders_once_flushes_each_folder_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[str] = []
-    monkeypatch.setattr("panda.files._sync_entry", lambda path: flushed.append(path.name))
+    monkeypatch.setattr("panda.files.sync_entry", lambda path: flushed.append(path.name))
     with sync_folders_once():
         for name in ("a/1", "b/2", "a/3"):
             write_whole(tmp_path / name, "x")
@@ -180,7 +180,7 @@ def test_sync_follows_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (tmp_path / name).touch()
     (tmp_path / "in" / "link").symlink_to(tmp_path / "out")
     (tmp_path / "in" / "file").symlink_to(tmp_path / "out" / "c")
-    monkeypatch.setattr("panda.files._sync_entry", lambda path: flushed.append(path.name))
+    monkeypatch.setattr("panda.files.sync_entry", lambda path: flushed.append(path.name))
     sync(tmp_path / "in")
     assert sorted(flushed) == ["a", "b", "deep", "in"]
     assert flushed[-1] == "in", "names after what they name"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from panda.data.slide_entry import FileIdentity
-from panda.files import remove_leftovers, sync_folders_once
+from panda.files import remove_leftovers, sync_entry, sync_folders_once
 from panda.inference.canvas_store import Canvas
 from panda.inference.export import write_geojson, write_ome_tiff
 from panda.inference.grade import Grade, RuleGrade
@@ -80,7 +80,9 @@ class SlideFiles:
             found = slide_quantification(
                 canvas, slide, canvas.resolution, self.threshold, settings=self.quantify, tissue=self.tissue
             )
-            (self.folder / RESULT_FILE).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                (self.folder / RESULT_FILE).unlink()
+                sync_entry(self.folder)  # no file of another result may be on the disk before
             with sync_folders_once():
                 view = self._write_pictures(canvas, found)
                 write_geojson(found, slide, canvas.resolution, self.folder / "regions.geojson")
