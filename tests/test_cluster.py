@@ -208,8 +208,9 @@ def test_slide_cluster_worker_with_two_threads_is_refused(tmp_path: Path) -> Non
         pass
 
 
-def test_cluster_keys_are_not_in_names_of_job_folders() -> None:
-    folders = OmegaConf.load(_REPOSITORY / "conf" / "hydra_folders" / "infer.yaml")
+@pytest.mark.parametrize("command", ["infer", "features"])
+def test_cluster_keys_are_not_in_names_of_job_folders(command: str) -> None:
+    folders = OmegaConf.load(_REPOSITORY / "conf" / "hydra_folders" / f"{command}.yaml")
     excluded = OmegaConf.select(folders, "hydra.job.config.override_dirname.exclude_keys")
     kinds = (LocalCluster, SlurmCluster, SchedulerAddress)
     assert {"cluster", *(f"cluster.{key}" for kind in kinds for key in kind.model_fields)} <= set(excluded)

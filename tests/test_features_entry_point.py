@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -11,8 +12,10 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from panda.app.entry_point import SomeSlidesFailed
+from panda.app.feature_tables import collect_features
 from panda.app.features import check, extract_features
 from panda.data.feature_files import (
     FeatureFormat,
@@ -24,16 +27,18 @@ from panda.data.shard import Shard
 from panda.errors import ConfigError
 from panda.inference import feature_extraction
 from panda.inference.compute import EngineSettings
-from panda.inference.feature_output import FeatureRecord
+from panda.inference.feature_output import read_summary
 from panda.inference.features import TileBag, TileEncoder, encode_tiles
 from panda.models.mil import MILNet
+from panda.tables import OutputTable
 from panda.wsi.grid import tissue_grid
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 from tests.pyramids import write_pyramid
 from tests.test_config_check import compose_config
 
-Extract = Callable[..., list[FeatureRecord]]
+Extract = Callable[..., list[dict[str, str]]]
+"""Runs the command, and returns the rows of features.csv, if there is one."""
 ENGINE = ("engine.device=cpu", "engine.batch_size=16")
 OWN = ("encoder=test_resnet", "encoder_weights=null", "tile_size=64", "mpp=0.5")
 
@@ -55,9 +60,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def extract(home: Path) -> Extract:
-    def call(*overrides: str) -> list[FeatureRecord]:
+    def call(*overrides: str) -> list[dict[str, str]]:
         given = ("slides=slides", *OWN, *ENGINE, *overrides)
-        return extract_features(compose_config(*given, "run_dir=out", entry_point="features"))
+        extract_features(compose_config(*given, "run_dir=out", entry_point="features"))
+        table = home / "out" / "features.csv"
+        return read_rows(table) if table.exists() else []
 
     return call
 
@@ -74,8 +81,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_features_files_hold_what_the_encoder_gives(home: Path, extract: Extract) -> None:
-    records = extract("overlap=0.5")
-    assert [record.slide_id for record in records] == ["a", "b", "c"]
+    assert [row["slide_id"] for row in extract("overlap=0.5")] == ["a", "b", "c"]
     torch.manual_seed(0)
     network = MILNet("test_resnet", pooling="mean", freeze_encoder=True)
     encoder = TileEncoder(network, EngineSettings(device="cpu", precision="fp32"))
@@ -106,6 +112,7 @@ def test_features_same_command_opens_no_slide_again(
     home: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch, panda_log: pytest.LogCaptureFixture
 ) -> None:
     extract("slides=slides/a.tiff")
+    (home / "b.csv").write_text("path\nslides/b.tiff\n")
     before = (home / "out" / "a.h5").stat()
     opened: list[str] = []
     find = find_tissue
@@ -128,6 +135,42 @@ def test_features_same_command_opens_no_slide_again(
     assert not np.allclose(again, other, rtol=1e-3)
     assert sorted(opened) == ["a", "c"]
     assert any("a.tiff has changed since its tiles were encoded" in r.getMessage() for r in panda_log.records)
+    # a slide that was away, and a folder of an older version
+    opened.clear()
+    (home / "slides" / "b.tiff").rename(home / "b.tiff")
+    with pytest.raises(SomeSlidesFailed, match="1 of 1 slides failed"):
+        extract("slides=b.csv")
+    (home / "b.tiff").rename(home / "slides" / "b.tiff")
+    assert len(extract()) == 3
+    shutil.rmtree(home / "out" / ".records")
+    assert len(extract()) == 3
+    assert read_rows(home / "out" / "failures.csv") == []
+    assert opened == []
+
+
+def test_features_collect_writes_long_tables_as_parquet(
+    home: Path, extract: Extract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract()
+    monkeypatch.setattr("panda.tables.MOST_CSV_ROWS", 2)
+    monkeypatch.setattr("panda.report.agreement.MOST_SHOWN", 2)
+    collect_features(OmegaConf.create({"collect": "out", "debug": False, "run_dir": "out"}))
+    assert [row["slide_id"] for row in OutputTable(home / "out" / "features.csv")] == ["a", "b", "c"]
+    assert not (home / "out" / "features.csv").exists()
+    page = (home / "out" / "report.html").read_text()
+    assert "A random sample of 2 of 3 slides; the table of all is features.parquet." in page
+
+
+def test_features_collect_names_slides_without_features(home: Path, extract: Extract) -> None:
+    extract()
+    (home / "out" / "b.h5").unlink()
+    with pytest.raises(SomeSlidesFailed, match=r"1 slides have no result yet \(b\): run their command again"):
+        collect_features(OmegaConf.create({"collect": "out", "debug": False, "run_dir": "out"}))
+    assert [row["slide_id"] for row in read_rows(home / "out" / "features.csv")] == ["a", "c"]
+    notes = read_summary(home / "out").notes
+    assert notes[-1] == "Slides without a result yet: 1, b."
+    assert len(extract()) == 3
+    assert read_summary(home / "out").notes == notes[:-1]
 
 
 def test_features_other_settings_are_refused_and_change_nothing(home: Path, extract: Extract) -> None:
@@ -174,14 +217,14 @@ def test_features_shards_write_the_tables_of_one_run(home: Path, extract: Extrac
     with pytest.raises(SomeSlidesFailed, match="1 of 1 slides failed"):
         extract("shard=3/3")
     assert not (home / "out" / "features.csv").exists()
-    with pytest.raises(SomeSlidesFailed, match="1 of 3 slides failed"):
+    with pytest.raises(SomeSlidesFailed, match="1 slides failed: see out/failures"):
         extract("shard=2/3")
     assert [row["slide_id"] for row in read_rows(home / "out" / "features.csv")] == ["a", "b"]
     assert [row["slide_id"] for row in read_rows(home / "out" / "failures.csv")] == ["c"]
     assert "features.csv" in (home / "out" / "report.html").read_text()
     # the file that was damaged comes back, and is encoded without another change
     draw(home / "slides" / "c.tiff")
-    assert [record.slide_id for record in extract("shard=3/3")] == ["a", "b", "c"]
+    assert [row["slide_id"] for row in extract("shard=3/3")] == ["a", "b", "c"]
     assert read_rows(home / "out" / "failures.csv") == []
 
 
@@ -200,8 +243,8 @@ def test_features_unknown_scale_is_read_at_level_if_allowed(home: Path, extract:
         extract(*level)
     (failure,) = read_rows(home / "out" / "failures.csv")
     assert "or give allow_unknown_mpp=true to read its level 0 as it is" in failure["message"]
-    (record,) = extract(*level, "allow_unknown_mpp=true")
-    assert (record.mpp, record.tile_um, record.tile_px0) == (None, None, 64)
+    (row,) = extract(*level, "allow_unknown_mpp=true")
+    assert (row["mpp"], row["tile_um"], row["tile_px0"]) == ("", "", "64.0")
 
 
 def test_features_damaged_tile_fails_its_slide_only(

@@ -19,8 +19,7 @@ from PIL import Image
 from panda.app.entry_point import SomeSlidesFailed
 from panda.app.hydra_job import register_resolvers
 from panda.app.infer import infer
-from panda.app.inference_collection import collect
-from panda.app.inference_tables import InferenceTables
+from panda.app.inference_tables import InferenceTables, collect_maps
 from panda.data.shard import Shard
 from panda.errors import ConfigError, ExhaustedError, LockedError, PandaError
 from panda.files import hold_lock, write_json
@@ -164,7 +163,7 @@ def test_infer_shards_write_the_same_results_as_one_run(
         run("*.tiff", "shard=2/2")
     assert not (out / "report.html").exists()
     with pytest.raises(SomeSlidesFailed, match=r"1 slides failed: .*; 3 slides have no result yet \(a, b, c\)"):
-        collect(OmegaConf.create({"collect": str(out), "debug": False, "run_dir": str(out)}))
+        collect_maps(OmegaConf.create({"collect": str(out), "debug": False, "run_dir": str(out)}))
     assert read_notes(out)[-1] == "Slides without a result yet: 3, a, b, c."
     # the last shard, a task of an array, gives the tables and the exit status
     for key, value in {"ID": 11, "MIN": 11, "MAX": 13, "STEP": 2, "COUNT": 2}.items():
@@ -179,7 +178,7 @@ def test_infer_shards_write_the_same_results_as_one_run(
     with pytest.raises(SomeSlidesFailed):
         run("*.tiff", "shard=1/1")  # d fails again
     with pytest.raises(SomeSlidesFailed, match="1 slides failed"):
-        collect(OmegaConf.create({"collect": str(out), "debug": False, "run_dir": str(out)}))
+        collect_maps(OmegaConf.create({"collect": str(out), "debug": False, "run_dir": str(out)}))
     monkeypatch.undo()
     with pytest.raises(SomeSlidesFailed, match="1 of 4 slides failed"):
         run("*.tiff", f"output={whole}", f"run_dir={whole}")
@@ -192,7 +191,7 @@ def test_infer_shards_write_the_same_results_as_one_run(
 
 def test_collect_folder_without_records_raises(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no records of slides \(.records\)"):
-        collect(OmegaConf.create({"collect": str(tmp_path), "debug": False, "run_dir": str(tmp_path)}))
+        collect_maps(OmegaConf.create({"collect": str(tmp_path), "debug": False, "run_dir": str(tmp_path)}))
 
 
 def test_infer_collect_counts_failures_of_its_run_only(
@@ -210,7 +209,7 @@ def test_infer_collect_counts_failures_of_its_run_only(
     (out / "report.html").unlink()
     run("*.tiff", "shard=1/1")
     assert (out / "report.html").exists()
-    collect(OmegaConf.create({"collect": str(out), "debug": False, "run_dir": str(out)}))
+    collect_maps(OmegaConf.create({"collect": str(out), "debug": False, "run_dir": str(out)}))
     assert read_column(out / "failures.csv", "slide_id") == ["d"]
 
 
@@ -318,7 +317,7 @@ def test_infer_faults_of_labels_slides_and_provider_at_once(tmp_path: Path, run:
     with pytest.raises(ConfigError) as caught:
         run("z.tiff", *wrong)
     named = [fault.partition("=")[0] for fault in caught.value.faults]
-    assert named == ["quantify.min_region_px", "slides", "labels", "provider"]
+    assert named == ["quantify.min_region_px", "labels", "slides", "provider"]
     # without the checkpoint it cannot be known whether it has a threshold for the provider
     with pytest.raises(ConfigError) as caught:
         run(

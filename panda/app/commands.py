@@ -42,7 +42,7 @@ def infer(cfg: DictConfig) -> None:
         if read_key(cfg, "collect") is None:
             from panda.app.infer import infer as run  # noqa: PLC0415
         else:
-            from panda.app.inference_collection import collect as run  # noqa: PLC0415
+            from panda.app.inference_tables import collect_maps as run  # noqa: PLC0415
 
     run(cfg)
 
@@ -58,9 +58,12 @@ def audit(cfg: DictConfig) -> None:
 
 @guard
 def features(cfg: DictConfig) -> None:
-    """Encode tiles into feature files."""
+    """Encode tiles into feature files, or collect what jobs left."""
     with pause_collection():
-        from panda.app.features import extract_features as run  # noqa: PLC0415
+        if read_key(cfg, "collect") is None:
+            from panda.app.features import extract_features as run  # noqa: PLC0415
+        else:
+            from panda.app.feature_tables import collect_features as run  # noqa: PLC0415
 
     run(cfg)
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from panda.app.build import Faults
+from panda.app.collection import end_run
 from panda.app.config_check import check_config
-from panda.app.entry_point import SomeSlidesFailed, close_logs, log_to_file, make_folder
-from panda.app.features_config import DOWNLOADED, FeaturesConfig
-from panda.data.failures import record_failure
-from panda.errors import ConfigError
-from panda.inference.feature_extraction import FeatureExtractor
-from panda.inference.feature_output import FeatureOutput, FeatureRecord
-from panda.inference.feature_tables import FeatureTables
-from panda.inference.features import TileEncoder
-from panda.report.features_page import write_features_page
+from panda.app.entry_point import close_logs, make_folder
+from panda.app.feature_tables import FeatureTables
+from panda.app.features_config import FeaturesConfig
+from panda.app.slide_encoding import LoadedEncoding, SlideEncoding
+from panda.app.slide_keys import hash_slides
+from panda.app.slide_progress import SlideProgress
+from panda.app.slide_work import begin_log, open_work, run_on_cluster
+from panda.errors import ConfigError, PandaError
+from panda.inference.feature_output import FeatureRecord, read_summary
 
 log = logging.getLogger(__name__)
 
@@ -28,61 +29,48 @@ _STAGE = "features"
 
 
 @close_logs
-def extract_features(cfg: DictConfig) -> list[FeatureRecord]:
+def extract_features(cfg: DictConfig) -> None:
     """Encode every slide, continue after bad ones, and write tables and page.
+
+    Slides that have their features are not opened, and without any other slide no encoder is loaded.
 
     Args:
         cfg: `conf/features.yaml` as Hydra composed it, with `run_dir`.
-
-    Returns:
-        The slides in `features.csv`: all of the folder. There are none for a shard, except for the last one.
 
     Raises:
         ConfigError: If the configuration has faults. All are reported, before anything slow begins.
         SomeSlidesFailed: If any slide failed, after all others are done.
     """
     config = check(cfg)
-    paths, passed_over = config.slide_list
-    network = config.build_network(config.encoder_weights) if config.encoder_weights in DOWNLOADED else config.network
-    folder = FeatureOutput(Path(config.run_dir), config.describe(network), config.mpp_override)
-    if fault := folder.find_fault():  # the check did not know weights that are downloaded
+    paths, output = config.slide_list.paths, config.feature_output
+    if fault := output.find_fault():  # the check did not know weights that are downloaded
         raise ConfigError(fault)
-    encoder = TileEncoder(network, config.compute)
-    make_folder(folder.path)
-    shard = config.own_shard
-    log_to_file(folder.path / ("features.log" if shard is None else f"features-{shard.number}-of-{shard.count}.log"))
-    log.info("slides=%s: %d slides%s", config.slides, len(paths), passed_over and f"; passed over: {passed_over}")
-    if shard:
-        log.info("shard %s: %d of them", shard, len(config.own_slides))
-    plan = folder.settings.plan
-    log.info(
-        "%s on %s in %s: %d features of tiles of %d px at %s, batches of %d, %d read threads",
-        config.encoder, encoder.device, config.compute.precision, encoder.feature_dim, plan.tile_size, plan.request,
-        encoder.batch_size, config.engine.thread_count,
-    )  # fmt: skip
-    notes = list(network.notes)
-    if config.encoder_weights is None:
-        notes.append("The weights of the encoder are random, so its features know nothing of tissue.")
-    for note in notes:
-        log.warning("%s", note)
-    folder.write_summary(str(encoder.device), notes)
-    tables = FeatureTables(folder, is_shard=shard is not None)
-    _encode(encoder, config, tables)
-    if encoder.notes:
-        folder.write_summary(str(encoder.device), [*notes, *encoder.notes])
-    failed, count, records = len(tables.failed), len(config.own_slides), list[FeatureRecord]()
-    if shard is None or tables.has_all(path.stem for path in paths):
-        records = tables.write()
-        log.info("features of %d slides: %s", len(records), folder.path)
-        log.info("report: %s", write_features_page(folder.path))
-        if shard:
-            failed, count = len(tables.list_failures().keys() & {path.stem for path in paths}), len(paths)
-    else:
-        log.info("shard %s is done; the last one writes the tables, or this command without shard", shard)
-    if failed:
-        others = "; the others are done" if failed < count else ""
-        raise SomeSlidesFailed(f"{failed} of {count} slides failed: see {folder.path / 'failures.csv'}{others}")
-    return records
+    part, own_slides = config.own_shard, config.own_slides
+    tables = FeatureTables(output, is_shard=part is not None)
+    recorded, left = _divide(config, tables)
+    work = open_work(config.cluster, SlideEncoding.from_config(config), output.path)
+    with work if left else contextlib.nullcontext() as encoding:
+        make_folder(output.path)
+        begin_log(config, output.path, tables.command)
+        if encoding is not None:
+            log.info("%s", encoding.facts.engine)
+        notes, device = _list_notes(config), encoding.facts.device if encoding else _find_device(config)
+        for note in notes:
+            log.warning("%s", note)
+        summary = output.summarize(device, notes)
+        output.write_summary(summary)
+        run = tables.write_run((path.stem for path in paths), summary)
+        _add_recorded(recorded, tables)
+        if len(left) < len(own_slides):
+            log.info("%d of them have their features already", len(own_slides) - len(left))
+        if encoding is not None:
+            with SlideProgress(tables, len(left), _STAGE) as progress:
+                if isinstance(encoding, LoadedEncoding):
+                    new = _encode_here(encoding, left, progress)
+                else:
+                    new = run_on_cluster(encoding, left, progress)
+            run = tables.write_run((path.stem for path in paths), output.summarize(device, [*notes, *new]))
+    end_run(tables, run, part, len(own_slides))
 
 
 def check(cfg: DictConfig, faults: Faults | None = None) -> FeaturesConfig:
@@ -91,35 +79,59 @@ def check(cfg: DictConfig, faults: Faults | None = None) -> FeaturesConfig:
     return config
 
 
-def _encode(encoder: TileEncoder, config: FeaturesConfig, tables: FeatureTables) -> None:
-    """Encode the slides that have no features yet, under a progress bar."""
-    paths, started = config.own_slides, time.monotonic()
-    failures = tables.list_failures()
-    found = {
-        path: None if path.stem in failures else tables.folder.find_record(path, logging.WARNING) for path in paths
-    }
-    encoded = 0
+def _divide(config: FeaturesConfig, tables: FeatureTables) -> tuple[list[Path], list[Path]]:
+    """Return the slides whose features are complete but not in the records of the folder, and those without features.
+
+    Features are not in the records if an older version made them, or the slide failed since.
+    """
+    known = {"made_with": tables.made_with, "mpp_override": config.mpp_override}
+    finished = tables.find_finished(hash_slides(config.own_slides, lambda _: known))
+    recorded, left = list[Path](), list[Path]()
+    for path in config.own_slides:
+        if path.stem not in finished:
+            (recorded if tables.output.find_record(path, logging.WARNING) else left).append(path)
+    return recorded, left
+
+
+def _add_recorded(paths: Iterable[Path], tables: FeatureTables) -> None:
+    """Add slides whose features are complete to the records of the folder."""
+    for path in paths:
+        if record := tables.output.find_record(path):
+            tables.output.write_record(record)  # a failure counts for the record before
+            tables.add(record)
+
+
+def _encode_here(encoding: LoadedEncoding, paths: Sequence[Path], progress: SlideProgress) -> Iterable[str]:
+    """Encode slides in this process, and return the notes of the encoder."""
+    started, encoded = time.monotonic(), 0
 
     def add(path: Path, result: FeatureRecord | Exception) -> None:
         if isinstance(result, FeatureRecord):
-            tables.add(result)
+            progress.add(result)
         else:
-            tables.fail(record_failure(path.stem, _STAGE, result))
-        bar.update()
+            progress.fail(path.stem, result)
 
     def count(tiles: int) -> None:
         nonlocal encoded
         encoded += tiles
-        bar.set_postfix_str(f"{encoded:,} tiles, {encoded / (time.monotonic() - started):,.0f}/s")
+        progress.show(f"{encoded:,} tiles, {encoded / (time.monotonic() - started):,.0f}/s")
 
-    left = [path for path in paths if found[path] is None]
-    if len(left) < len(paths):
-        log.info("%d of them have their features already", len(paths) - len(left))
-    done = len(paths) - len(left)
-    bar: tqdm[Any] = tqdm(total=len(paths), initial=done, desc=_STAGE, unit="slide", dynamic_ncols=True)
-    with bar:
-        extractor = FeatureExtractor(encoder, tables.folder, config.slide_options, add, count, pictures=config.pictures)
-        extractor.extract(left)
+    encoding.extract(paths, add, count)
     if encoded:
         seconds = time.monotonic() - started
         log.info("%d tiles in %.0f s, %.1f a second", encoded, seconds, encoded / seconds)
+    return encoding.notes
+
+
+def _list_notes(config: FeaturesConfig) -> list[str]:
+    """Return what a reader of the features should know before any is made."""
+    random = "The weights of the encoder are random, so its features know nothing of tissue."
+    return [*config.encoder_network.notes, *([random] if config.encoder_weights is None else [])]
+
+
+def _find_device(config: FeaturesConfig) -> str:
+    """Return the device of the run before, if there is nothing to encode."""
+    try:
+        return read_summary(Path(config.run_dir)).device
+    except (OSError, PandaError):
+        return str(config.compute.torch_device)

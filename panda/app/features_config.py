@@ -40,7 +40,6 @@ class FeaturesConfig(ShardedSlides):
 
     node: ClassVar[str] = ""
 
-    engine: EngineSettings
     encoder: Text
     encoder_weights: Text | None
     output: Text
@@ -53,6 +52,7 @@ class FeaturesConfig(ShardedSlides):
     normalize: NormalizeName | None
     pictures: bool
     debug: bool
+    collect: None
     run_dir: Text
 
     @functools.cached_property
@@ -66,6 +66,16 @@ class FeaturesConfig(ShardedSlides):
     def network(self) -> MILNet:
         """The encoder as a network without weights that would be downloaded."""
         return self.build_network(None if self.encoder_weights in DOWNLOADED else self.encoder_weights)
+
+    @functools.cached_property
+    def encoder_network(self) -> MILNet:
+        """The encoder with its weights, which are downloaded if they are to be."""
+        return self.build_network(self.encoder_weights) if self.encoder_weights in DOWNLOADED else self.network
+
+    @functools.cached_property
+    def feature_output(self) -> FeatureOutput:
+        """The folder of the files, with their settings; it takes the hash of all weights."""
+        return FeatureOutput(Path(self.run_dir), self.describe(self.encoder_network), self.mpp_override)
 
     def build_network(self, weights: str | None) -> MILNet:
         """Build the network of the encoder. Random weights are the same each time, so that a command can continue."""
@@ -173,7 +183,7 @@ class FeaturesConfig(ShardedSlides):
         if folder.exists() and not folder.is_dir():
             yield f"output={folder} is a file; give a folder"
         elif known and (folder / SUMMARY).exists():
-            yield from filter(None, [FeatureOutput(folder, self.describe(self.network)).find_fault()])
+            yield from filter(None, [self.feature_output.find_fault()])
 
     @rule
     def _check_idle_keys(self) -> Iterator[str]:

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from panda.app.build import Faults
 from panda.app.cluster import WorkerCluster
+from panda.app.collection import end_run
 from panda.app.config_check import check_config
-from panda.app.entry_point import close_logs, log_to_file, make_folder
+from panda.app.entry_point import close_logs
 from panda.app.feature_inference import infer_from_features
-from panda.app.inference_collection import end_run, read_summary
 from panda.app.inference_config import FeatureInferenceConfig, InferenceConfig
 from panda.app.inference_tables import InferenceTables
 from panda.app.slide_keys import find_keys, fingerprint_command
-from panda.app.slide_mapping import LoadedMapping, MappingFacts, SlideMapping, WrittenSlide
-from panda.app.slide_writing import SlideProgress, SlideWriting
+from panda.app.slide_mapping import LoadedMapping, MappingFacts, SlideMapping
+from panda.app.slide_progress import SlideProgress
+from panda.app.slide_tables import parse_summary
+from panda.app.slide_work import begin_log, open_work, run_on_cluster
+from panda.app.slide_writing import SlideWriting
 from panda.data.slide_records import RunRecord
 from panda.inference.slide_loop import SlidePrefetcher
 from panda.inference.slide_result import MapSettings
 from panda.report.inference_summary import InferenceSummary, LastRun
 from panda.tasks.figures import make_timestamp
 
-if TYPE_CHECKING:
-    from panda.app.cluster_map import SlideCluster
-
 log = logging.getLogger(__name__)
+
+_STAGE = "inference"
 
 
 @close_logs
@@ -62,7 +62,7 @@ def _map_slides(config: InferenceConfig, started: float) -> None:
     part, own_slides, command = config.own_shard, config.own_slides, fingerprint_command(config)
     if isinstance(config.cluster, WorkerCluster) and _end_finished_run(config, command, started):
         return
-    with _load_networks(config, folder) as maps:
+    with open_work(config.cluster, SlideMapping.from_config(config), folder) as maps:
         _log_slides(config)
         facts = maps.facts
         log.info("network in %s: %s", facts.engine, facts.engine_choice)
@@ -82,24 +82,20 @@ def _map_slides(config: InferenceConfig, started: float) -> None:
         left = [path for path in own_slides if path.stem not in finished]
         if finished:
             log.info("%d of them are finished already", len(finished))
-        if isinstance(maps, LoadedMapping):
-            _map_here(maps, config, left, tables)
-            notes += maps.notes
-        else:
-            notes += _map_on_cluster(maps, left, tables)
+        with SlideProgress(tables, len(left), _STAGE) as progress:
+            if isinstance(maps, LoadedMapping):
+                _map_here(maps, config, left, progress)
+                notes += maps.notes
+            else:
+                notes += run_on_cluster(maps, left, progress)
     end_run(tables, write_run(), part, len(own_slides))
 
 
 def _log_slides(config: InferenceConfig) -> None:
     """Begin the log, with the numbers of slides."""
-    (paths, passed_over), part = config.slide_list, config.own_shard
-    name = "infer.log" if part is None else f"infer-{part.number}-of-{part.count}.log"
-    log_to_file(Path(config.run_dir) / name)
-    log.info("slides=%s: %d slides%s", config.slides, len(paths), passed_over and f"; passed over: {passed_over}")
-    if part:
-        log.info("shard %s: %d of them", part, len(config.own_slides))
+    begin_log(config, Path(config.run_dir), InferenceTables.command)
     if config.labels:
-        log.info("labels: %d of %d slides have a mask", len(config.labelled), len(paths))
+        log.info("labels: %d of %d slides have a mask", len(config.labelled), len(config.slide_list.paths))
 
 
 def _end_finished_run(config: InferenceConfig, command: str, started: float) -> bool:
@@ -115,39 +111,16 @@ def _end_finished_run(config: InferenceConfig, command: str, started: float) -> 
     log.info("all of them are finished already: no worker is started")
     last_run = LastRun(slides=len(slides), failed=0, seconds=round(time.monotonic() - started, 1))
     changes = {"date": make_timestamp(), "last_run": last_run}
-    summary = read_summary(before, folder).model_copy(update=changes)
+    summary = parse_summary(folder, before, InferenceSummary).model_copy(update=changes)
     run = tables.write_run((path.stem for path in config.slide_list.paths), summary, command)
     end_run(tables, run, part, len(slides))
     return True
 
 
-@contextlib.contextmanager
-def _load_networks(config: InferenceConfig, folder: Path) -> Iterator[LoadedMapping | SlideCluster[MappingFacts]]:
-    """Load the networks here or on the workers of a cluster, and make the folder of the job."""
-    mapping = SlideMapping.from_config(config)
-    if not isinstance(config.cluster, WorkerCluster):
-        loaded = mapping.load()
-        make_folder(folder)
-        yield loaded
-        return
-    from panda.app.cluster_map import open_cluster  # noqa: PLC0415  (an optional package)
-
-    is_new = not folder.exists()
-    make_folder(folder)
-    try:
-        with open_cluster(config.cluster, mapping, folder) as cluster:
-            yield cluster
-    finally:
-        if is_new:
-            with contextlib.suppress(OSError):  # it is not empty unless the command was refused
-                folder.rmdir()
-
-
-def _map_here(mapping: LoadedMapping, config: InferenceConfig, paths: Sequence[Path], tables: InferenceTables) -> None:
+def _map_here(mapping: LoadedMapping, config: InferenceConfig, paths: Sequence[Path], progress: SlideProgress) -> None:
     """Map slides in this process, open the next one ahead, and let processes write the folders of those before."""
     processes = config.engine.post_process_count if len(paths) > 1 else 0  # one slide has no next one
     with (
-        SlideProgress(tables, len(paths)) as progress,
         SlideWriting(progress, processes) as writing,
         SlidePrefetcher(paths, mapping.mapper.open) as prefetcher,
     ):
@@ -159,21 +132,6 @@ def _map_here(mapping: LoadedMapping, config: InferenceConfig, paths: Sequence[P
                 progress.fail(path.stem, error)
             writing.record()
         writing.record(everything=True)
-
-
-def _map_on_cluster(
-    cluster: SlideCluster[MappingFacts], paths: Sequence[Path], tables: InferenceTables
-) -> Iterable[str]:
-    """Let workers map slides and write their folders; return the notes of their networks."""
-    notes: dict[str, None] = {}
-    with SlideProgress(tables, len(paths)) as progress:
-        for path, written in cluster.map(paths):
-            if isinstance(written, WrittenSlide):
-                progress.add(written.result, written.ungraded)
-                notes |= dict.fromkeys(written.notes)
-            else:
-                progress.fail(path.stem, written)
-    return notes
 
 
 def check(cfg: DictConfig, faults: Faults | None = None) -> InferenceConfig | FeatureInferenceConfig:

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from panda.app.cluster import ClusterSettings, WorkerCluster
+from panda.app.cluster import WorkerCluster
 from panda.app.hydra_job import find_idle_faults
 from panda.app.inference_slides import check_labels_source, find_labelled_slides, find_slides
-from panda.app.registry import Slot
-from panda.app.sharded_slides import ShardedSlides
+from panda.app.sharded_slides import Cluster, ShardedSlides
 from panda.data.feature_files import find_feature_files, read_origin
 from panda.data.manifest import SlideRecord, apply_groups, read_groups
 from panda.data.patients import divide_over_bags, group_bags
@@ -23,7 +22,7 @@ from panda.inference.grader import require_slides
 from panda.inference.legends import ColourMap
 from panda.inference.quantify import QuantifySettings
 from panda.settings import Text, accept, is_number, rule
-from panda.tables import PARQUET, require_parquet
+from panda.tables import PARQUET
 from panda.tasks.checkpoint import Checkpoint, M, read_checkpoint
 from panda.tasks.metadata import GradingMetadata, SegmentationMetadata
 
@@ -52,7 +51,7 @@ class InferenceKeys(SlideSettings):
 
     quantify: QuantifySettings
     engine: EngineSettings
-    cluster: Annotated[ClusterSettings, Slot(ClusterSettings, ("panda.app.cluster",))]
+    cluster: Cluster
     checkpoint: Text | None
     grading_checkpoint: Text | None
     slides: Text | None
@@ -100,10 +99,6 @@ class InferenceConfig(ShardedSlides, InferenceKeys):
     def labelled(self) -> dict[str, SlideRecord]:
         """The slides with a label mask, by name."""
         return find_labelled_slides(self.labels, self.slide_list.paths, self.segmentation)
-
-    @rule
-    def _check_files(self) -> None:
-        require_parquet(len(self.slide_list.paths))
 
     @rule
     def _check_patients(self) -> Iterator[str]:

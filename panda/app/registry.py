@@ -46,7 +46,7 @@ def find_config(entry_point: str, plain: Mapping[str, Any]) -> type[Settings]:
         if name == "grading"
         else ("segmentation_config", "SegmentationConfig"),
         "infer": ("inference_config", "InferenceConfig" if plain.get("features") is None else "FeatureInferenceConfig"),
-        "collect": ("inference_collection", "CollectionConfig"),
+        "collect": ("collection", "CollectionConfig"),
         "audit": ("audit", "AuditConfig"),
         "features": ("features_config", "FeaturesConfig"),
     }[entry_point]

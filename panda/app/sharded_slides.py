@@ -1,22 +1,31 @@
-"""The slides of a command, and those of them that this process works on."""
+"""The slides of a command, those of them that this process does, and where they are worked on."""
 
 from __future__ import annotations
 
 import functools
 import os
 from pathlib import Path
+from typing import Annotated, Any, Self
 
+from panda.app.cluster import ClusterSettings
 from panda.app.inference_slides import FoundSlides, find_slides
+from panda.app.registry import Slot
 from panda.data.settings import SlideSettings
 from panda.data.shard import Shard, parse_shard
+from panda.inference.compute import EngineSettings
 from panda.settings import Text, rule
+from panda.tables import require_parquet
+
+Cluster = Annotated[ClusterSettings, Slot(ClusterSettings, ("panda.app.cluster",))]
 
 
 class ShardedSlides(SlideSettings):
-    """The keys of a command that works on slides, or on a shard of them."""
+    """The keys of a command that works on slides, or on a shard of them, here or on a cluster."""
 
     slides: Text
     shard: Text | None
+    engine: EngineSettings
+    cluster: Cluster
 
     @functools.cached_property
     def slide_list(self) -> FoundSlides:
@@ -34,9 +43,26 @@ class ShardedSlides(SlideSettings):
         paths = self.slide_list.paths
         return self.own_shard.take(paths) if self.own_shard else paths
 
+    def divide_threads(self) -> Self:
+        """Return the keys with the read threads of a worker of the cluster, unless they are given."""
+        engine, threads = self.engine, self.cluster.threads
+        if engine.read_threads != "auto" or threads is None:
+            return self
+        return self.model_copy(update={"engine": engine.model_copy(update={"read_threads": threads})})
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Return what is pickled for a worker: the keys without what was read from files, such as weights."""
+        state = super().__getstate__()
+        fields = type(self).model_fields
+        return state | {"__dict__": {key: value for key, value in state["__dict__"].items() if key in fields}}
+
     @rule
     def _check_slides(self) -> None:
         _ = self.slide_list
+
+    @rule
+    def _check_length(self) -> None:
+        require_parquet(len(self.slide_list.paths))
 
     @rule
     def _check_shard(self) -> None:

@@ -1,9 +1,11 @@
-"""Hash what determines the files of slides, so that finished slides are not mapped again."""
+"""Hash what determines the files of slides, so that finished slides are not done again."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from panda.app.inference_config import InferenceConfig
 from panda.app.software import digest_code
@@ -17,10 +19,27 @@ def fingerprint_command(config: InferenceConfig) -> str:
     return fingerprint({"keys": keys, "networks": networks, "code": digest_code()})
 
 
-def find_keys(config: InferenceConfig, made_with: str) -> dict[str, str]:
-    """Return a hash of everything that determines the files of a slide, by slide; empty if its file is missing.
+def hash_slides(paths: Iterable[Path], describe: Callable[[Path], Mapping[str, Any]]) -> dict[str, str]:
+    """Return a hash of everything that determines the files of a slide, by slide; empty if a file is missing.
 
-    Slides are not opened. A slide counts by name, size and time of change, and so does its label mask.
+    Slides are not opened. A slide counts by name, size and time of change.
+
+    Args:
+        paths: The slides.
+        describe: Returns everything but the file of the slide.
+    """
+
+    def find_key(path: Path) -> str:
+        try:
+            return fingerprint({"slide": identity(path), **describe(path)})
+        except (OSError, UnicodeEncodeError):
+            return ""  # it fails when it is opened
+
+    return {path.stem: find_key(path) for path in paths}
+
+
+def find_keys(config: InferenceConfig, made_with: str) -> dict[str, str]:
+    """Return the hashes of the slides of an inference, see `hash_slides`. A label mask counts as its slide does.
 
     Args:
         config: The configuration; the slides are those of its shard.
@@ -32,15 +51,12 @@ def find_keys(config: InferenceConfig, made_with: str) -> dict[str, str]:
         | {"made_with": made_with, "colour_map": config.colour_map, "version": version("panda-wsi")}
     )
 
-    def find_key(path: Path) -> str:
+    def describe(path: Path) -> dict[str, Any]:
         record = config.labelled.get(path.stem)
-        try:
-            label = record and {
-                "mask": record.mask_path and identity(record.mask_path),
-                **{key: getattr(record, key) for key in ("slide_id", "provider", "isup_grade")},
-            }
-            return fingerprint({"settings": settings, "slide": identity(path), "label": label})
-        except (OSError, UnicodeEncodeError):
-            return ""  # it fails when it is opened
+        label = record and {
+            "mask": record.mask_path and identity(record.mask_path),
+            **{key: getattr(record, key) for key in ("slide_id", "provider", "isup_grade")},
+        }
+        return {"settings": settings, "label": label}
 
-    return {path.stem: find_key(path) for path in config.own_slides}
+    return hash_slides(config.own_slides, describe)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from panda.app.inference_config import InferenceConfig
-from panda.data.failures import Failure
+from panda.app.slide_work import DoneSlide, require_slides_here, sample_slides
 from panda.errors import PandaError
 from panda.inference.autotune import TunedMode, tune_mode
 from panda.inference.evaluate import open_label
@@ -22,9 +22,6 @@ from panda.report.slide_folder import write_slide_folder
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap, find_tissue
-
-_TRIED = 20
-"""Slides of which the first readable one is used to tune the network."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +44,13 @@ class MappingFacts:
 
 
 @dataclass(frozen=True)
-class WrittenSlide:
-    """A slide whose folder is written, with the failure of its grading and the notes of the networks until now."""
-
-    result: SlideResult
-    ungraded: Failure | None
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class SlideMapping:
     """How slides are mapped, without networks, so that it can be pickled to a worker of a cluster.
 
     Attributes:
         config: The keys; a worker reads the files that they name itself.
         fingerprints: Of the checkpoints as the driver read them.
-        sample: Slides to tune the network with.
+        sample: Slides to tune the network with, which exist.
         count: The number of all slides.
     """
 
@@ -74,14 +62,8 @@ class SlideMapping:
     @classmethod
     def from_config(cls, config: InferenceConfig) -> SlideMapping:
         """Return the mapping of a configuration."""
-        engine, threads = config.engine, config.cluster.threads
-        if engine.read_threads == "auto" and threads is not None:
-            engine = engine.model_copy(update={"read_threads": threads})
-        values = {name: getattr(config, name) for name in InferenceConfig.model_fields} | {"engine": engine}
         paths = config.slide_list.paths
-        # Not a copy, which would hold the weights that were read.
-        keys = InferenceConfig.model_construct(**values)
-        return cls(keys, _read_fingerprints(config), paths[:_TRIED], len(paths))
+        return cls(config.divide_threads(), _read_fingerprints(config), sample_slides(paths), len(paths))
 
     def load(self) -> LoadedMapping:
         """Load the networks.
@@ -95,10 +77,7 @@ class SlideMapping:
                 raise PandaError(
                     f"checkpoint {path} is another one there than for this command: share one folder of checkpoints"
                 )
-        if not any(path.exists() for path in self.sample):
-            raise PandaError(
-                f"{self.sample[0]}: there is no such slide there: share the folder of the slides, under the same path"
-            )
+        require_slides_here(self.sample)
         return LoadedMapping(self.config, self.sample, self.count)
 
 
@@ -141,10 +120,10 @@ class LoadedMapping:
             notes=tuple(_list_notes(predictor, self._grader, self._searched, self._config.provider, tuned)),
         )
 
-    def __call__(self, path: Path) -> WrittenSlide:
+    def __call__(self, path: Path) -> DoneSlide[SlideResult]:
         """Open and map a slide, and write its folder."""
         with self.mapper.open(path) as slide, self.map(slide, find_tissue(slide)) as mapped:
-            return WrittenSlide(write_slide_folder(mapped.files), mapped.ungraded, self.notes)
+            return DoneSlide(write_slide_folder(mapped.files), mapped.ungraded, self.notes)
 
     def map(self, slide: Slide, tissue: TissueMap, on_tiles: Callable[[int, int], None] | None = None) -> MappedSlide:
         """Map an open slide, whose folder is still to be written."""

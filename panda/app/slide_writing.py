@@ -5,10 +5,7 @@ from __future__ import annotations
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
-from tqdm import tqdm
-
-from panda.app.inference_tables import InferenceTables
-from panda.data.failures import Failure, record_failure
+from panda.app.slide_progress import SlideProgress
 from panda.data.worker_pool import WorkerPool
 from panda.inference.slide_files import SlideFiles
 from panda.inference.slide_mapper import MappedSlide
@@ -17,41 +14,7 @@ from panda.report.slide_folder import write_slide_folder
 
 _MOST_QUEUED = 2
 """Mapped slides that may wait for a free process, so that a slow disk stops the mapping and not the memory."""
-_STAGE = "inference"
 _REMEDY = "lower engine.post_workers, or give it more memory, and run the slide again"
-
-
-class SlideProgress:
-    """Records each slide that is wholly done, and shows the progress.
-
-    Args:
-        tables: Gets the results and failures.
-        slides: The number of all slides, for the progress bar.
-    """
-
-    def __init__(self, tables: InferenceTables, slides: int) -> None:
-        self._tables = tables
-        self._bar: tqdm[Any] = tqdm(total=slides, desc=_STAGE, unit="slide", dynamic_ncols=True)
-
-    def add(self, result: SlideResult, ungraded: Failure | None) -> None:
-        """Record a slide whose folder is written, and the failure of its grading if there is one."""
-        self._tables.add(result, ungraded)
-        self._bar.update()
-
-    def fail(self, slide_id: str, error: Exception) -> None:
-        """Record the failure of a slide; raise an error that the next slide would meet too, as `record_failure`."""
-        self._tables.fail(record_failure(slide_id, _STAGE, error))
-        self._bar.update()
-
-    def show(self, text: str) -> None:
-        """Show a text beside the progress."""
-        self._bar.set_postfix_str(text)
-
-    def __enter__(self) -> SlideProgress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
 
 
 class SlideWriting:

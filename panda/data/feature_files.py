@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from panda.data.feature_formats import BAG, VERSION, BagFile, Hdf5File, check_finite, name_index
+from panda.data.feature_formats import VERSION, BagFile, Hdf5File, check_finite
+from panda.data.feature_names import BAG, name_feature_file, name_other_file
 from panda.data.feature_origin import FeatureFile, FeatureFormat, FeatureOrigin, TilePlaces
 from panda.data.feature_writers import WRITERS
 from panda.data.hdf5 import ArrayPlace, explain_failure, open_hdf5
@@ -85,20 +86,6 @@ def _open(path: Path) -> Iterator[BagFile | Hdf5File]:
     else:
         with open_hdf5(path) as file:
             yield Hdf5File(path, file)
-
-
-def name_feature_file(folder: Path, slide_id: str, format: FeatureFormat = "panda") -> Path:
-    """Return the path at which a program looks for the features of a slide."""
-    if format == "clam":
-        return folder / "h5_files" / f"{slide_id}.h5"
-    return folder / f"{slide_id}{BAG if format == 'slideflow' else '.h5'}"
-
-
-def name_other_file(path: Path, format: FeatureFormat) -> Path | None:
-    """Return the path of the second file of a slide, which CLAM and slideflow have, or None."""
-    if format == "clam":
-        return path.parents[1] / "pt_files" / f"{path.stem}{BAG}"
-    return name_index(path) if format == "slideflow" else None
 
 
 def write_feature_file(path: Path, features: FeatureFile, format: FeatureFormat = "panda") -> None:

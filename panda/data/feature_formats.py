@@ -19,6 +19,7 @@ from h5py import h5f
 from numpy.typing import NDArray
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from panda.data.feature_names import name_index
 from panda.data.feature_origin import (
     FeatureFile,
     FeatureFormat,
@@ -38,8 +39,6 @@ from panda.errors import ManifestError
 from panda.stored import describe_faults, read_model
 from panda.wsi.geometry import round_px
 
-BAG = ".pt"
-"""Suffix of a tensor of features, which CLAM and slideflow read."""
 VERSION = 1
 """Version of what we add to a format, the attribute `panda_features` of the file."""
 
@@ -248,11 +247,6 @@ def _convert(path: Path, features: NDArray[Any]) -> NDArray[np.float32]:
     if not np.issubdtype(features.dtype, np.floating):
         raise ManifestError(f"{path}: features are {features.dtype}, but must be floating point; {REMEDY}")
     return features.astype(np.float32, copy=False)
-
-
-def name_index(path: Path) -> Path:
-    """Return the path of the index of slideflow for a tensor."""
-    return path.with_name(f"{path.stem}.index.npz")
 
 
 def _translate_trident(of_features: Mapping[str, Any], of_coords: Mapping[str, Any]) -> dict[str, Any]:

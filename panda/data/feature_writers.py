@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import JsonValue, TypeAdapter
 
-from panda.data.feature_formats import BAG, CONFIG, DERIVED, VERSION, name_index
+from panda.data.feature_formats import CONFIG, DERIVED, VERSION
+from panda.data.feature_names import BAG, name_index
 from panda.data.feature_origin import FeatureFile, FeatureFormat, find_centres
 from panda.data.hdf5 import REMEDY, build_hdf5, write_array
 from panda.errors import ManifestError

@@ -82,7 +82,7 @@ class FeatureExtractor:
         self._last = time.monotonic()
 
     def extract(self, slides: Sequence[Path]) -> None:
-        """Encode slides in batches that they share.
+        """Encode slides, each in batches of its own, so that its features do not depend on the others.
 
         A slide that another process encodes at the same time waits for the end. Otherwise two processes that wait for
         each other, each with locks of its own, would never end.
@@ -179,7 +179,9 @@ class FeatureExtractor:
         try:
             with (
                 ThreadPoolExecutor(1) as pool,  # its slides are closed below only after it
-                contextlib.closing(encode_bags(self.encoder, begin(), size, self._on_tiles)) as done,
+                contextlib.closing(
+                    encode_bags(self.encoder, begin(), size, self._on_tiles, share_batches=False)
+                ) as done,
             ):
                 for encoded in done:
                     prepared = begun.pop(encoded.bag)

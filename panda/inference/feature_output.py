@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
 
-from panda.data.feature_files import FeatureFormat, FeatureOrigin, name_feature_file, name_other_file
+from panda.data.feature_names import name_feature_file, name_other_file
+from panda.data.feature_origin import FeatureFormat, FeatureOrigin
 from panda.data.slide_entry import FileIdentity
 from panda.errors import ConfigError, PandaError
 from panda.files import advise_removal, fingerprint, hold_lock, write_json
@@ -26,7 +27,7 @@ from panda.wsi.tissue import RULES, How
 
 log = logging.getLogger(__name__)
 
-SUMMARY, RECORDS = "features.json", "slides"
+SUMMARY, TABLE, RECORDS = "features.json", "features.csv", "slides"
 VERSION = 1
 """To be raised by each change that gives other features; folders made before are refused then."""
 _RECORD_REMEDY = "it was edited or written by another version: the tiles of the slide are encoded again"
@@ -204,18 +205,21 @@ class FeatureOutput:
             return f"output={self.path} has features of other settings: {other}; {_advise(self.path)}"
         return None
 
-    def write_summary(self, device: str, notes: Sequence[str]) -> None:
-        """Write `features.json`, unless the folder has files of other settings.
-
-        Raises:
-            ConfigError: If it has.
-        """
-        summary = FeatureSummary(
+    def summarize(self, device: str, notes: Sequence[str]) -> FeatureSummary:
+        """Return the settings with a device, the time now and notes."""
+        return FeatureSummary(
             **{key: getattr(self.settings, key) for key in FeatureSettings.model_fields},
             device=device,
             date=make_timestamp(),
             notes=list(notes),
         )
+
+    def write_summary(self, summary: FeatureSummary) -> None:
+        """Write `features.json`, unless the folder has files of other settings.
+
+        Raises:
+            ConfigError: If it has.
+        """
         with hold_lock(self.path / SUMMARY):
             if fault := self.find_fault():
                 raise ConfigError(fault)
@@ -235,13 +239,8 @@ class FeatureOutput:
             level: Level of the messages on features that are not of the slide as it is now.
         """
         try:
-            record = self._read_record(slide.stem)
+            record = self.read_record(slide.stem)
             found = FileIdentity.read(slide)
-            file = self.path / record.file
-            other = name_other_file(file, self.settings.format)
-            if file.stat().st_size != record.bytes or (other is not None and not other.is_file()):
-                log.log(level, "%s: its features were changed; its tiles are encoded again", slide)
-                return None
         except OSError:
             return None  # a slide that is missing fails when it is opened
         except PandaError as error:
@@ -255,28 +254,38 @@ class FeatureOutput:
         return record
 
     def find_state(self, slide_id: str) -> str:
-        """Return a text that changes with each record of a slide; empty without one."""
+        """Return a text that changes with the features of a slide and their record; empty if one of them is missing."""
+        file = self.find_file(slide_id)
+        paths = [self._find_record_file(slide_id), file, name_other_file(file, self.settings.format)]
         try:
-            status = (self.path / RECORDS / f"{slide_id}.json").stat()
+            states = [path.stat() for path in paths if path is not None]
         except OSError:
             return ""
-        return f"{status.st_size}/{status.st_mtime_ns}"
+        return " ".join(f"{state.st_size}/{state.st_mtime_ns}" for state in states)
 
     def write_record(self, record: FeatureRecord) -> None:
         """Write the record of a slide, whose features are written."""
-        write_json(self.path / RECORDS / f"{record.slide_id}.json", record.model_dump(mode="json"))
+        write_json(self._find_record_file(record.slide_id), record.model_dump(mode="json"))
 
-    def list_records(self) -> dict[str, FeatureRecord]:
-        """Return the records of all slides in the folder with these settings, by slide."""
-        records = {}
-        for path in sorted((self.path / RECORDS).glob("*.json")):
-            try:
-                record = self._read_record(path.stem)
-            except (OSError, PandaError):
-                continue  # such a slide is encoded again if it is given
-            if record.made_with == self.settings.fingerprint:
-                records[record.slide_id] = record
-        return records
+    def list_slides(self) -> Iterator[str]:
+        """Yield the names of the slides that have a record."""
+        for path in (self.path / RECORDS).glob("*.json"):
+            yield path.stem
 
-    def _read_record(self, slide_id: str) -> FeatureRecord:
-        return read_model(self.path / RECORDS / f"{slide_id}.json", TypeAdapter(FeatureRecord), _RECORD_REMEDY)
+    def read_record(self, slide_id: str) -> FeatureRecord:
+        """Read the record of a slide.
+
+        Raises:
+            OSError: If it or its features are missing.
+            PandaError: If it is of another version or another slide, or its features were changed.
+        """
+        path = self._find_record_file(slide_id)
+        record = read_model(path, TypeAdapter(FeatureRecord), _RECORD_REMEDY)
+        file = self.path / record.file
+        other = name_other_file(file, self.settings.format)
+        if record.slide_id != slide_id or file.stat().st_size != record.bytes or not (other is None or other.is_file()):
+            raise PandaError(f"{path}: the features of its slide were changed; its tiles are encoded again")
+        return record
+
+    def _find_record_file(self, slide_id: str) -> Path:
+        return self.path / RECORDS / f"{slide_id}.json"

@@ -1,9 +1,10 @@
-"""Encode the tiles of bags into features, in batches that several slides share."""
+"""Encode the tiles of bags into features, in batches that several slides may share."""
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import InitVar, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from panda.data.bags import read_tiles
 from panda.errors import raise_exhaustion
 from panda.inference.compute import EngineSettings
-from panda.inference.tile_batches import TileReader, read_batches
+from panda.inference.tile_batches import TileReader, read_groups
 from panda.inference.tile_model import TileModel
 from panda.models.mil import MILNet
 from panda.wsi.geometry import Resolution
@@ -131,17 +132,21 @@ def encode_bags(
     bags: Iterable[tuple[TileBag, Slide]],
     tile_size: int,
     on_tiles: Callable[[int], None] = lambda _: None,
+    *,
+    share_batches: bool = True,
 ) -> Generator[BagInProgress, None, None]:
-    """Encode bags of several slides in common batches, in their order, while threads read the tiles of the next bags.
+    """Encode bags of several slides in their order, while threads read the tiles of the next bags.
 
-    The neighbours of a tile in its batch change its features by rounding at most. A tile that cannot be read is the
-    fault of its own bag only.
+    The neighbours of a tile in its batch change its features by rounding at most, and so does the number of threads of
+    the CPU. A tile that cannot be read is the fault of its own bag only.
 
     Args:
         encoder: The encoder.
         bags: Bags and their open slides, taken several ahead. A slide must stay open until its bag is yielded.
         tile_size: Side of all tiles in px.
         on_tiles: Called with the number of tiles of each finished batch.
+        share_batches: Whether a batch may have tiles of several bags, which is faster for small bags. Otherwise the
+            features of a bag do not depend on the other bags.
 
     Yields:
         The bags, complete.
@@ -151,15 +156,17 @@ def encode_bags(
     """
     begun: deque[BagInProgress] = deque()
 
-    def list_readers() -> Iterator[TileReader]:
+    def list_groups() -> Iterator[Sequence[TileReader]]:
         for bag, slide in bags:
             begun.append(BagInProgress(bag, slide, encoder.feature_dim))
-            yield from begun[-1].list_readers()
+            yield begun[-1].list_readers()
 
     def encode() -> Iterator[Tensor]:
         size, threads = encoder.batch_size or 1, encoder.settings.thread_count
         before = None
-        for images in read_batches(list_readers(), tile_size, size, threads=threads, device=encoder.device):
+        groups: Iterable[Iterable[TileReader]] = list_groups()
+        groups = [itertools.chain.from_iterable(groups)] if share_batches else groups
+        for images in read_groups(groups, tile_size, size, threads=threads, device=encoder.device):
             features = encoder(images)  # a GPU computes them while those of the batch before are copied
             if before is not None:
                 yield before

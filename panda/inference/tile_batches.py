@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -34,15 +34,28 @@ def read_batches(
     device: torch.device,
     dtype: torch.dtype = torch.uint8,
 ) -> Generator[Tensor]:
-    """Yield tiles in batches, in their order, while threads read the next ones.
+    """Yield tiles in batches, in their order, while threads read the next ones; see `read_groups`."""
+    return read_groups([tiles], side, batch_size, threads=threads, device=device, dtype=dtype)
 
-    Tiles may be of several slides. `tiles` is read lazily, one batch of readers at a time, by the thread that iterates.
+
+def read_groups(
+    groups: Iterable[Iterable[TileReader]],
+    side: int,
+    batch_size: int,
+    *,
+    threads: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.uint8,
+) -> Generator[Tensor]:
+    """Yield tiles in batches, in their order, while threads read the next ones. No batch has tiles of two groups.
+
+    Tiles may be of several slides. Groups are read lazily, one batch of readers at a time, by the thread that iterates.
     Threads read until the generator is closed, so close it before the slides: a traceback keeps a generator alive.
 
     Args:
-        tiles: One reader a tile.
+        groups: One reader a tile.
         side: Side of a tile in px.
-        batch_size: Tiles in a batch; the last one can have fewer.
+        batch_size: Tiles in a batch; the last one of a group can have fewer.
         threads: Threads that read.
         device: Where the batches are used. If it is a CUDA device, they are page-locked and can be copied to it beside
             other work.
@@ -51,14 +64,14 @@ def read_batches(
     Returns:
         Batches, (n, side, side, 3), in the memory of the host.
     """
-    upcoming = iter(tiles)
+    upcoming = _cut(groups, batch_size)
     ahead = max(1, min(_MOST_AHEAD, _BYTES_AHEAD // (batch_size * side * side * 3 * dtype.itemsize)))
     waiting: deque[tuple[Tensor, list[Future[None]]]] = deque()
     buffers = Buffers(torch.device("cpu"), pinned=device.type == "cuda")
     pool = ThreadPoolExecutor(threads)
 
     def submit() -> None:
-        if readers := list(islice(upcoming, batch_size)):
+        if readers := next(upcoming, None):
             images = buffers.empty((batch_size, side, side, 3), dtype)[: len(readers)]
             slots = images.numpy()
             waiting.append((images, [pool.submit(_fill, slots[at], reader) for at, reader in enumerate(readers)]))
@@ -74,6 +87,13 @@ def read_batches(
             yield images
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _cut(groups: Iterable[Iterable[TileReader]], size: int) -> Iterator[list[TileReader]]:
+    for group in groups:
+        left = iter(group)
+        while batch := list(islice(left, size)):
+            yield batch
 
 
 def _fill(slot: NDArray[Any], read: TileReader) -> None:

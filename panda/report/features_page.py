@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from panda.inference.feature_output import RECORDS, SUMMARY, FeatureSummary, read_summary
-from panda.inference.feature_tables import FAILURES, TABLE
+from panda.inference.feature_output import RECORDS, SUMMARY, TABLE, FeatureSummary, read_summary
+from panda.report.agreement import take_sample
 from panda.report.failure_table import make_failure_table
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import Row, make_link, parse_number, read_picture, try_read
-from panda.report.slide_page import MOST_THUMBNAILS, THUMBNAIL_SIDE, Card
+from panda.report.slide_page import MOST_THUMBNAILS, SAMPLE_THUMBNAILS, THUMBNAIL_SIDE, Card, describe_sample
 from panda.report.table import Cell, Head, Table, format_value, make_cell
 from panda.settings import format_value as write_value
-from panda.tables import read_output_table
+from panda.tables import OutputTable
 
 _COLUMNS = (
     ("slide_id", "Slide", "", "id"),
@@ -26,12 +28,20 @@ _COLUMNS = (
 
 
 def write_features_page(folder: Path) -> Path:
-    """Write `report.html` of an extraction from its folder, and return its path. The page names missing files."""
+    """Write `report.html` of an extraction from its folder, and return its path. The page names missing files.
+
+    Of a long table it shows a sample, and its figures are of all slides.
+    """
     path = Path(folder).absolute()
     require_folder(path)
     summary, fault = try_read(read_summary, path, SUMMARY)
-    rows = read_output_table(path / TABLE)
-    failures = make_failure_table(path / FAILURES)
+    table, failures, counts = OutputTable(path / TABLE), path / "failures.csv", _Counts()
+    failed = sum(1 for _ in OutputTable(failures))
+    rows = take_sample(map(counts.add, table))
+    is_sample = len(rows) < counts.slides
+    slides = _make_table(rows, path, SAMPLE_THUMBNAILS if is_sample else MOST_THUMBNAILS)
+    if is_sample:
+        slides = replace(slides, note=describe_sample(len(rows), counts.slides, table.path.name))
     return write_page(
         path / "report.html",
         "features.html",
@@ -39,33 +49,48 @@ def write_features_page(folder: Path) -> Path:
         encoder=summary.origin.encoder if summary else "",
         date=summary.date.replace("T", " ") if summary else "",
         notes=summary.notes if summary else [fault],
-        cards=_make_cards(rows, len(failures.rows)),
-        slides=_make_table(rows, path),
-        failures=failures,
+        cards=counts.make_cards(failed),
+        slides=slides,
+        table=table.path.name,
+        failures=make_failure_table(failures),
         facts=_list_facts(summary) if summary else [],
     )
 
 
-def _make_cards(rows: list[dict[str, str]], failed: int) -> list[Card]:
-    tiles = [count for row in rows if (count := parse_number(row.get("tiles"))) is not None]
-    dims = sorted({row.get("dim", "") for row in rows})
-    under = f"{min(tiles):,.0f} to {max(tiles):,.0f} a slide" if tiles else ""
-    return [
-        Card(
-            "Slides encoded",
-            format_value(len(rows), "count"),
-            under=f"{failed} failed" if failed else "none failed",
-            big=True,
-        ),
-        Card("Tiles", format_value(sum(tiles), "count"), under=under, big=True),
-        Card("Features of a tile", ", ".join(dims)),
-    ]
+@dataclass
+class _Counts:
+    """Counts over all slides of a table, whose rows are added in turn."""
+
+    slides: int = 0
+    tiles: float = 0
+    fewest: float = math.inf
+    most: float = 0
+    dims: set[str] = field(default_factory=set)
+
+    def add(self, row: dict[str, str]) -> dict[str, str]:
+        """Add a slide, and return its row."""
+        self.slides += 1
+        self.dims.add(row.get("dim", ""))
+        if (tiles := parse_number(row.get("tiles"))) is not None:
+            self.tiles += tiles
+            self.fewest, self.most = min(self.fewest, tiles), max(self.most, tiles)
+        return row
+
+    def make_cards(self, failed: int) -> list[Card]:
+        """Return the figures that are read first."""
+        under = f"{self.fewest:,.0f} to {self.most:,.0f} a slide" if self.tiles else ""
+        faults = f"{failed} failed" if failed else "none failed"
+        return [
+            Card("Slides encoded", format_value(self.slides, "count"), under=faults, big=True),
+            Card("Tiles", format_value(self.tiles, "count"), under=under, big=True),
+            Card("Features of a tile", ", ".join(sorted(self.dims))),
+        ]
 
 
-def _make_table(rows: list[dict[str, str]], folder: Path) -> Table:
+def _make_table(rows: list[dict[str, str]], folder: Path, pictures: int) -> Table:
     keys = [column for column in _COLUMNS if any(row.get(column[0]) for row in rows)]
     cells = [
-        [_show_picture(row, folder, number), *(make_cell(row.get(key), kind) for key, _, _, kind in keys)]
+        [_show_picture(row, folder, number < pictures), *(make_cell(row.get(key), kind) for key, _, _, kind in keys)]
         for number, row in enumerate(rows)
     ]
     heads = [Head(""), *(Head(label, unit, kind not in ("id", "text")) for _, label, unit, kind in keys)]
@@ -74,11 +99,11 @@ def _make_table(rows: list[dict[str, str]], folder: Path) -> Table:
     return Table(heads, cells)
 
 
-def _show_picture(row: Row, folder: Path, number: int) -> Cell:
+def _show_picture(row: Row, folder: Path, is_shown: bool) -> Cell:
     name = f"{row.get('slide_id')}.jpg"
     path = folder / RECORDS / name
     # The table may have been edited, and a name in it lead to another folder.
-    plain = Path(name).name == name and number < MOST_THUMBNAILS
+    plain = Path(name).name == name and is_shown
     picture = read_picture(path, THUMBNAIL_SIDE, quality=80) if plain else None
     return Cell("tiles", picture=picture, href=make_link(RECORDS, name)) if picture else Cell(why="there is no picture")
 

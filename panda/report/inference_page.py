@@ -21,7 +21,7 @@ from panda.report.grade_notes import (
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
 from panda.report.page import require_folder, write_page
 from panda.report.run_folder import parse_number, try_read
-from panda.report.slide_page import MOST_THUMBNAILS, Card, make_slide_table
+from panda.report.slide_page import MOST_THUMBNAILS, SAMPLE_THUMBNAILS, Card, describe_sample, make_slide_table
 from panda.report.table import format_value
 from panda.tables import OutputTable
 
@@ -45,8 +45,6 @@ _WHY = {
 }
 
 
-_SAMPLE_THUMBNAILS = 100
-"""Thumbnails in a sample of slides, so that the page of a large folder stays small."""
 _NOTES = (describe_disagreements, describe_uncertain)
 
 
@@ -164,10 +162,10 @@ def write_inference_page(output: Path) -> Path:
         keys,
         output,
         _WHY | dict.fromkeys(areas, _WHY["tumor_mm2"]),
-        thumbnails=_SAMPLE_THUMBNAILS if is_sample else MOST_THUMBNAILS,
+        thumbnails=SAMPLE_THUMBNAILS if is_sample else MOST_THUMBNAILS,
     )
     if is_sample:
-        note = f"A random sample of {len(rows):,} of {counts.slides:,} slides; the table of all is {table.path.name}."
+        note = describe_sample(len(rows), counts.slides, table.path.name)
         slides = replace(slides, note=f"{note} {slides.note}".strip())
     settings = summary.model_dump(mode="json", exclude={"notes", "gleason_rule"}) if summary else {}
     facts = [(key.replace("_", " "), _write_value(value)) for key, value in settings.items()]
@@ -182,6 +180,7 @@ def write_inference_page(output: Path) -> Path:
         facts=[(name, text) for name, text in facts if text],
         cards=counts.make_cards(),
         slides=slides,
+        table=table.path.name,
         agreement=draw_agreement(table),
         both_grades=lay_out_both_grades(table),
         rule=explain_rule(summary.gleason_rule) if summary and summary.gleason_rule else "",

@@ -20,6 +20,8 @@ PAGE = "slide.html"
 THUMBNAIL_SIDE = 220
 # More would make the page too large for a browser.
 MOST_THUMBNAILS = 400
+SAMPLE_THUMBNAILS = 100
+"""Thumbnails in a sample of slides, so that the page of a large folder stays small."""
 _PICTURE_SIDE = 1800
 _FILES = (
     ("overlay.png", "the slide with the probability and the outline of the tumour"),
@@ -232,6 +234,11 @@ def update_slide_page(slide_dir: Path) -> str:
     if not page.is_file() or page.stat().st_mtime_ns <= newest:
         write_slide_page(slide_dir)
     return PAGE
+
+
+def describe_sample(shown: int, count: int, table: str) -> str:
+    """Return the note on a page that shows a part of the slides in a table."""
+    return f"A random sample of {shown:,} of {count:,} slides; the table of all is {table}."
 
 
 def make_slide_table(
