@@ -16,7 +16,8 @@ from PIL import Image
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.class_areas import describe_class_area
 from panda.inference.class_colours import PATTERN_COLOURS
-from panda.inference.export import write_geojson, write_ome_tiff
+from panda.inference.geojson import write_geojson
+from panda.inference.ome_tiff import write_ome_tiff
 from panda.inference.quantify import Quantification, QuantifySettings, slide_quantification
 from panda.inference.slide_images import Overview, shrink, write_heatmap, write_overlay, write_view
 from panda.wsi.annotations.source import AnnotationSource

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from panda.data.corrections import MASKS, RESULT, TABLE, main, read_correction, write_corrections
 from panda.data.slide_entry import FileIdentity
 from panda.errors import ManifestError, MaskError
-from panda.inference.export import write_geojson
+from panda.inference.geojson import write_geojson
 from panda.inference.quantify import QuantifySettings, slide_quantification
 from panda.tables import read_user_table
 from panda.wsi.geometry import Resolution

@@ -15,9 +15,11 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from panda.inference import ome_tiff
 from panda.inference.canvas import Canvas, CanvasWriter
-from panda.inference.export import write_geojson, write_ome_tiff
+from panda.inference.geojson import write_geojson
 from panda.inference.legends import JET, Scale, round_length
+from panda.inference.ome_tiff import write_ome_tiff
 from panda.inference.outline_drawing import draw_outlines
 from panda.inference.picture_file import find_image
 from panda.inference.polygons import trace
@@ -262,8 +264,39 @@ def test_write_geojson_is_readable_by_qupath(slide: Slide, canvas: Canvas, tmp_p
         assert [shape.centroid.x, shape.centroid.y] == pytest.approx(region.centroid, abs=0.01)
     assert len(shapely.geometry.shape(features[0]["geometry"]).interiors) == 1
     ring = features[0]["geometry"]["coordinates"][0]
-    scale, corners = canvas.resolution.downsample, found.outlines.regions[found.regions[0].start_px][0][0]
-    assert ring == [[round(x * scale, 3), round(y * scale, 3)] for x, y in [*corners.tolist(), corners[0].tolist()]]
+    scale, corners = canvas.resolution.downsample, found.outlines.regions[found.regions[0].start_px][0][0].tolist()
+    assert ring == [[round(x * scale, 3), round(y * scale, 3)] for x, y in [corners[0], *corners[::-1]]]
+
+
+def test_write_geojson_rings_turn_as_rfc_7946_asks(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
+    """Exterior rings are anticlockwise in the axes as written, by which Shapely and GeoPandas judge too."""
+    write_geojson(quantify(canvas, slide), slide, canvas.resolution, tmp_path / "r.geojson")
+    features = json.loads((tmp_path / "r.geojson").read_text(encoding="utf-8"))["features"]
+    rings = []
+    for feature in features:
+        for polygon in shapely.get_parts(shapely.geometry.shape(feature["geometry"])):
+            rings += [(True, polygon.exterior), *((False, ring) for ring in polygon.interiors)]
+    assert [ring.is_ccw for _, ring in rings] == [outer for outer, _ in rings]
+    assert sum(outer for outer, _ in rings) == 3
+    assert len(rings) == 4
+    x, y = np.array(features[0]["geometry"]["coordinates"][0]).T
+    assert np.sum(x[:-1] * y[1:] - x[1:] * y[:-1]) > 0
+
+
+def test_write_geojson_pieces_are_polygons_counted_once(slide: Slide, canvas: Canvas, tmp_path: Path) -> None:
+    found = quantify(canvas, slide)
+    write_geojson(found, slide, canvas.resolution, tmp_path / "r.geojson", "pieces")
+    features = json.loads((tmp_path / "r.geojson").read_text(encoding="utf-8"))["features"]
+    assert [feature["geometry"]["type"] for feature in features] == ["Polygon"] * 3
+    assert len({feature["id"] for feature in features}) == 3
+    measured = [feature["properties"]["measurements"] for feature in features]
+    assert [part["Region"] for part in measured] == [1, 2, 2]
+    assert [part["Area working px"] for part in measured] == [110000, 10000, 3000]
+    assert sum(part["Area µm^2"] for part in measured) == pytest.approx((found.tumor_mm2 or 0) * 1e6)
+    assert [part["% of region"] for part in measured[1:]] == pytest.approx([100 * 10 / 13, 100 * 3 / 13])
+    for feature, part in zip(features, measured, strict=True):
+        area = shapely.geometry.shape(feature["geometry"]).area
+        assert area == pytest.approx(part["Area working px"] * canvas.resolution.downsample**2, rel=1e-4)
 
 
 def test_write_geojson_no_tumor_or_unknown_area(slide_without_mpp: Slide, tmp_path: Path) -> None:
@@ -306,6 +339,34 @@ def test_write_ome_tiff_is_pyramid_with_pixel_size(slide: Slide, canvas: Canvas,
         np.testing.assert_array_equal(grey, want[90:130, 190:240, None].repeat(3, axis=2))
     reopened = Slide.open(path)
     assert reopened.mpp == pytest.approx((across, down), rel=1e-3)
+
+
+def test_write_ome_tiff_is_classic_if_certainly_small(
+    slide: Slide, canvas: Canvas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "p.ome.tiff"
+    write_ome_tiff(canvas, slide, path)
+    with tifffile.TiffFile(path) as tif:
+        assert not tif.is_bigtiff
+        classic = tif.asarray()
+    with Image.open(path) as image:
+        assert [child.size for child in image.get_child_images()] == [(650, 426), (325, 213)]
+    monkeypatch.setattr(ome_tiff, "_CLASSIC_BYTES", 2**20)
+    write_ome_tiff(canvas, slide, path)
+    with tifffile.TiffFile(path) as tif:
+        assert tif.is_bigtiff
+        np.testing.assert_array_equal(tif.asarray(), classic)
+
+
+def test_write_ome_tiff_size_of_noise_is_below_its_bound(slide: Slide, tmp_path: Path) -> None:
+    resolution = slide.choose_resolution(level=1)
+    noise = np.random.default_rng(0).random((1, 1300, 1300), np.float32)
+    with CanvasWriter(tmp_path / "c", resolution, 1300, "f", {}) as writer:
+        writer.add(noise, [[0, 0]])
+    write_ome_tiff(Canvas.open(tmp_path / "c"), slide, tmp_path / "p.ome.tiff")
+    size = (tmp_path / "p.ome.tiff").stat().st_size
+    assert 1300 * 851 < size < ome_tiff._find_bound(1, [(851, 1300), (426, 650), (213, 325)])
+    assert ome_tiff._find_bound(1, [(46000, 46000)]) > 46000**2
 
 
 def test_write_ome_tiff_small_map_without_resolution_has_one_level(slide_without_mpp: Slide, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import shapely
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from panda.inference.export import write_geojson
+from panda.inference.geojson import write_geojson
 from panda.inference.quantify import QuantifySettings, slide_quantification
 from panda.wsi.geometry import Resolution
 from panda.wsi.slide import Slide

@@ -18,6 +18,7 @@ from panda.data.settings import SlideSettings
 from panda.errors import CheckpointError, ManifestError, PandaError
 from panda.inference.compute import EngineSettings
 from panda.inference.feature_grader import require_features
+from panda.inference.geojson import Features
 from panda.inference.grader import require_slides
 from panda.inference.legends import ColourMap
 from panda.inference.quantify import QuantifySettings
@@ -37,7 +38,7 @@ Threshold = Annotated[
 
 MAP_KEYS = (
     *("quantify", *(f"quantify.{limit}" for limit in QuantifySettings.model_fields)),
-    *("threshold", "provider", "labels", "colour_map", "shard"),
+    *("threshold", "provider", "labels", "colour_map", "geojson", "shard"),
     *(f"engine.{key}" for key in EngineSettings.model_fields if key != "device"),
     "cluster",
 )
@@ -64,6 +65,7 @@ class InferenceKeys(SlideSettings):
     provider: Text | None
     labels: Text | None
     colour_map: ColourMap
+    geojson: Features
     debug: bool
     run_dir: Text
 

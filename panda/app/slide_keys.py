@@ -48,7 +48,8 @@ def find_keys(config: InferenceConfig, made_with: str) -> dict[str, str]:
     networks = {"segmentation": config.segmentation.metadata, "grader": config.grading and config.grading.metadata}
     settings = fingerprint(
         {key: network and network.model_dump(mode="json") for key, network in networks.items()}
-        | {"made_with": made_with, "colour_map": config.colour_map, "version": version("panda-wsi")}
+        | {"made_with": made_with, "version": version("panda-wsi")}
+        | {"colour_map": config.colour_map, "geojson": config.geojson}
     )
 
     def describe(path: Path) -> dict[str, Any]:

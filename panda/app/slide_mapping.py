@@ -102,7 +102,14 @@ class LoadedMapping:
             predictor.metadata.classes, predictor.metadata.gleason_rule, choice, config.provider
         )
         self.mapper = SlideMapper(
-            predictor, threshold, config.quantify, grader, config.slide_options, config.colour_map, rule_grader
+            predictor,
+            threshold,
+            config.quantify,
+            grader,
+            config.slide_options,
+            config.colour_map,
+            rule_grader,
+            config.geojson,
         )
         self._sample, self._count, self._searched = sample, count, searched
 

@@ -10,9 +10,10 @@ from typing import Any
 from panda.data.slide_entry import FileIdentity
 from panda.files import remove_leftovers, sync_entry, sync_folders_once
 from panda.inference.canvas_store import Canvas
-from panda.inference.export import write_geojson, write_ome_tiff
+from panda.inference.geojson import Features, write_geojson
 from panda.inference.grade import Grade, RuleGrade
 from panda.inference.legends import ColourMap
+from panda.inference.ome_tiff import write_ome_tiff
 from panda.inference.quantify import Measurements, Quantification, QuantifySettings, slide_quantification
 from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
@@ -40,6 +41,7 @@ class SlideFiles:
         threshold: Probability at which a pixel counts as tumour.
         quantify: Limits of the clean-up.
         colour_map: Colours of the pictures.
+        features: What a feature of `regions.geojson` is.
         notes: What a reader of the figures must know of the scan.
         in_sample: Role of the slide when the networks were trained.
         provenance: What made the result.
@@ -65,6 +67,7 @@ class SlideFiles:
     grade: Grade | None = None
     grade_note: str | None = None
     rule_grader: RuleGrader | None = None
+    features: Features = "regions"
 
     def write(self) -> SlideResult:
         """Write the files and return the result.
@@ -85,7 +88,7 @@ class SlideFiles:
                 sync_entry(self.folder)  # no file of another result may be on the disk before
             with sync_folders_once():
                 view = self._write_pictures(canvas, found)
-                write_geojson(found, slide, canvas.resolution, self.folder / "regions.geojson")
+                write_geojson(found, slide, canvas.resolution, self.folder / "regions.geojson", self.features)
                 write_ome_tiff(canvas, slide, self.folder / "probability.ome.tiff")
             result = self._make_result(found, canvas.resolution, view)
             result.write(self.folder)

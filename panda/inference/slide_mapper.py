@@ -19,6 +19,7 @@ from panda.errors import PandaError, SlideError
 from panda.inference.bag_grader import BagGrade
 from panda.inference.canvas import Canvas
 from panda.inference.evaluate import score_canvas
+from panda.inference.geojson import Features
 from panda.inference.grader import GradingPredictor, SlideBag
 from panda.inference.legends import ColourMap
 from panda.inference.predictor import SegmentationPredictor
@@ -88,6 +89,7 @@ class SlideMapper:
         grader: Grades the slides too; None grades none.
         slide_options: How slides are opened.
         colour_map: Colours of the pictures.
+        features: What a feature of `regions.geojson` is.
         rule_grader: Grades the slides by the areas of their patterns; None with one class of cancer.
     """
 
@@ -98,6 +100,7 @@ class SlideMapper:
     slide_options: SlideOptions = SlideOptions()
     colour_map: ColourMap = "jet"
     rule_grader: RuleGrader | None = None
+    features: Features = "regions"
 
     @functools.cached_property
     def provenance(self) -> Provenance:
@@ -194,6 +197,7 @@ class SlideMapper:
                 against_label=_compute_label_metrics(score, self.threshold) if score else None,
                 grade=grade,
                 rule_grader=self.rule_grader,
+                features=self.features,
                 grade_note=ungraded.message if ungraded else None,
             )
             return MappedSlide(canvas, files, score, ungraded, lock.pop_all().close)
