@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 
 from panda.errors import CheckpointError, PandaError
 from panda.inference.canvas import _MOST_WAITING, Canvas, CanvasWriter
-from panda.inference.canvas_store import CHUNK, METADATA, describe_array, read_chunk
+from panda.inference.canvas_metadata import ARRAY, CHUNK, METADATA, describe_array
+from panda.inference.canvas_store import read_chunk
 from panda.inference.codes import STEPS, dequantize
 from panda.inference.quantize import quantize, read_quantized
 from panda.inference.window import blend_window
@@ -206,14 +208,14 @@ def test_canvas_chunks_are_those_that_zarr_writes(tmp_path: Path) -> None:
     canvas = write(tmp_path / "c", truth, 64, [(CHUNK - 30, CHUNK - 30), (0, 0)])
     codes = canvas.read_codes(0, 0, CHUNK + 9, CHUNK + 40)
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / METADATA).write_bytes(describe_array(canvas.resolution, {}))
+    (tmp_path / "other" / METADATA).write_bytes(describe_array(canvas.resolution))
     zarr.open_array(tmp_path / "other", mode="r+")[:] = codes
-    written = {
-        name: {file.relative_to(tmp_path / name): file.read_bytes() for file in (tmp_path / name / "c").glob("*/*")}
-        for name in ("c", "other")
-    }
-    assert len(written["c"]) == 4
-    assert written["c"] == written["other"]
+    written = [
+        {file.relative_to(array): file.read_bytes() for file in (array / "c").glob("*/*")}
+        for array in (tmp_path / "c" / ARRAY, tmp_path / "other")
+    ]
+    assert len(written[0]) == 4
+    assert written[0] == written[1]
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, 0.5, 1.0])
@@ -253,7 +255,7 @@ def test_canvas_unscored_differs_from_0_and_takes_no_space(tmp_path: Path, monke
     assert scored.sum() == 64 * 64
     assert scored[CHUNK + 10 : CHUNK + 74, 10:74].all()
     assert canvas.read(0, 0, CHUNK, 3 * CHUNK).max() == 0
-    assert len([p for p in (tmp_path / "c" / "c").rglob("*") if p.is_file()]) == 1
+    assert len([p for p in (tmp_path / "c" / ARRAY / "c").rglob("*") if p.is_file()]) == 1
     read = MagicMock(side_effect=read_chunk)
     monkeypatch.setattr("panda.inference.canvas_store.read_chunk", read)
     Canvas.open(canvas.path).read_codes(0, 0, CHUNK, CHUNK * 3)
@@ -266,7 +268,7 @@ def test_canvas_kept_blocks_are_decoded_once_within_budget(tmp_path: Path) -> No
     enough, one_block = Canvas.open(tmp_path / "c", 2**30), Canvas.open(tmp_path / "c", 2 * 1024**2)
     for canvas in (enough, one_block):
         np.testing.assert_array_equal(canvas.read_codes(0, 0, 1100, 1100), whole)
-    shutil.rmtree(tmp_path / "c" / "c")
+    shutil.rmtree(tmp_path / "c" / ARRAY / "c")
     for window in ((-3, 5, 1200, 1200), (1000, 1020, 77, 50), (1024, 0, 5, 9)):
         np.testing.assert_array_equal(enough.read_codes(*window), pad(whole, window))
     np.testing.assert_array_equal(one_block.read_codes(0, 0, 1024, 1024), whole[:1024, :1024])
@@ -382,7 +384,7 @@ def test_canvas_writer_open_sums_stay_in_budget(tmp_path: Path) -> None:
             if at + 1 == len(grid) // 3:
                 # the first row of blocks has all its tiles: it is on disk, and no block is held
                 assert writer.blocks.list_unfinished() == []
-                assert len(list(tmp_path.glob(".*.partial.c/c/0/*"))) >= 40 - _MOST_WAITING
+                assert len(list(tmp_path.glob(".*.partial.c/0/c/0/*"))) >= 40 - _MOST_WAITING
     assert block < peak <= 3 * block
     assert spilled > 0
 
@@ -435,12 +437,54 @@ def test_canvas_writer_removes_leftovers_of_killed_run(tmp_path: Path) -> None:
     assert Canvas.open(tmp_path / "c").fingerprint == "f"
 
 
+@pytest.mark.parametrize("mpp", [(0.97, 1.01), None])
+def test_canvas_is_an_ngff_image_with_its_scale(tmp_path: Path, mpp: tuple[float, float] | None) -> None:
+    """The form is that of OME-NGFF 0.5: axes, multiscales with their transformations, and omero."""
+    res = Resolution(4.0, 40, 30, 1, 4.0, mpp)
+    with CanvasWriter(tmp_path / "c", res, 40, "f", {"slide_id": "S1"}) as writer:
+        writer.add(np.full((1, 40, 40), 0.25), [[0, 0]])
+    group = zarr.open_group(tmp_path / "c", mode="r")
+    ome: Any = group.attrs["ome"]
+    assert ome["version"] == "0.5"
+    [image] = ome["multiscales"]
+    unit = {} if mpp is None else {"unit": "micrometer"}
+    assert image["axes"] == [{"name": name, "type": "space"} | unit for name in "yx"]
+    [level] = image["datasets"]
+    scale, shift = level["coordinateTransformations"]
+    assert scale == {"type": "scale", "scale": [1.01, 0.97] if mpp else [1, 1]}
+    # The centre of the first px is 1.5 level-0 px from that of the first level-0 px.
+    want = [1.5 * 1.01 / 4, 1.5 * 0.97 / 4] if mpp else [0, 0]
+    assert shift == {"type": "translation", "translation": pytest.approx(want)}
+    array: Any = group[level["path"]]
+    assert array.metadata.dimension_names == ("y", "x")
+    assert array.shape == (30, 40)
+    assert (array[:] == writer.close().read_codes(0, 0, 40, 30)).all()
+    [channel] = ome["omero"]["channels"]
+    assert re.fullmatch("[0-9A-F]{6}", channel["color"])
+    assert channel["window"] == {"min": 0, "max": 65535, "start": 1, "end": 65535}
+
+
+def test_canvas_of_version_2_is_refused_with_remedy(tmp_path: Path) -> None:
+    """Its array was the whole folder and had the attributes."""
+    path = tmp_path / "c.zarr"
+    write(path, np.full((40, 40), 0.3, np.float32), 40, [(0, 0)])
+    attributes = json.loads((path / METADATA).read_text())["attributes"]
+    array = json.loads((path / ARRAY / METADATA).read_text())
+    shutil.move(path / ARRAY / "c", path / "c")
+    shutil.rmtree(path / ARRAY)
+    (path / METADATA).write_text(json.dumps(array | {"attributes": attributes | {"panda_canvas": 2}}))
+    with pytest.raises(CheckpointError, match="panda_canvas is 2, this version reads 3; run the slide again"):
+        Canvas.open(path)
+
+
 FAULTS = {
+    "no array": "broken one",
+    "other scale": "attributes.ome is",
     "truncated metadata": "broken one",
     "no metadata": "broken one",
     "truncated chunk": "part of it is lost",
     "missing chunk": "part of it is lost",
-    "other version": "panda_canvas is 99, this version reads 2",
+    "other version": "panda_canvas is 99, this version reads 3",
     "other array": "panda_canvas is None",
     "incomplete": "attributes.resolution.level is missing",
     "other shape": r"shape is \[5, 5\], but must be \[40, 40\]",
@@ -448,8 +492,8 @@ FAULTS = {
 
 
 def damage(path: Path, how: str) -> None:
-    meta = path / "zarr.json"
-    chunk = next(p for p in (path / "c").rglob("*") if p.is_file())
+    meta = path / ARRAY / METADATA if how == "other shape" else path / METADATA
+    chunk = next(p for p in (path / ARRAY / "c").rglob("*") if p.is_file())
     plain = json.loads(meta.read_text())
     if how == "other version":
         plain["attributes"]["panda_canvas"] = 99
@@ -459,6 +503,10 @@ def damage(path: Path, how: str) -> None:
         del plain["attributes"]["resolution"]["level"]
     elif how == "other shape":
         plain["shape"] = [5, 5]
+    elif how == "other scale":
+        plain["attributes"]["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"] = [2, 2]
+    elif how == "no array":
+        (path / ARRAY / METADATA).unlink()
     elif how == "truncated chunk":
         chunk.write_bytes(chunk.read_bytes()[:9])
     elif how == "missing chunk":
@@ -486,7 +534,7 @@ def test_canvas_missing_or_damaged_bytes_raises(tmp_path: Path) -> None:
         Canvas.open(tmp_path / "file")
     truth = np.random.default_rng(0).random((64, 64)).astype(np.float32)
     canvas = write(tmp_path / "c", truth, 64, [(0, 0)])
-    chunk = tmp_path / "c" / "c" / "0" / "0"
+    chunk = tmp_path / "c" / ARRAY / "c" / "0" / "0"
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 0xFF
     chunk.write_bytes(content)

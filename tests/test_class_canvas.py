@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from panda.errors import CheckpointError
 from panda.inference.canvas import Canvas, CanvasWriter
-from panda.inference.canvas_store import CHUNK, METADATA, describe_array
+from panda.inference.canvas_metadata import ARRAY, CHUNK, METADATA, describe_array
 from panda.inference.codes import STEPS, choose_classes, merge_codes
 from panda.inference.window import blend_window
 from panda.wsi.classes import BINARY, ClassSet
@@ -124,14 +124,14 @@ def test_canvas_of_classes_has_the_chunks_that_zarr_writes(tmp_path: Path) -> No
     tiles = draw_tiles(np.random.default_rng(4), 2, 64)
     canvas = write(tmp_path / "c", tiles, np.array([[CHUNK - 30, CHUNK - 30], [0, 0]]), size, 0)
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / METADATA).write_bytes(describe_array(canvas.resolution, {}, GLEASON))
+    (tmp_path / "other" / METADATA).write_bytes(describe_array(canvas.resolution, GLEASON))
     zarr.open_array(tmp_path / "other", mode="r+")[:] = canvas.read_class_codes(0, 0, *size)
-    written = {
-        name: {file.relative_to(tmp_path / name): file.read_bytes() for file in (tmp_path / name / "c").glob("*/*/*")}
-        for name in ("c", "other")
-    }
-    assert len(written["c"]) == 3 * 4
-    assert written["c"] == written["other"]
+    written = [
+        {file.relative_to(array): file.read_bytes() for file in (array / "c").glob("*/*/*")}
+        for array in (tmp_path / "c" / ARRAY, tmp_path / "other")
+    ]
+    assert len(written[0]) == 3 * 4
+    assert written[0] == written[1]
 
 
 def test_canvas_states_classes_unless_there_is_one(tmp_path: Path) -> None:
@@ -141,6 +141,11 @@ def test_canvas_states_classes_unless_there_is_one(tmp_path: Path) -> None:
     stated = [json.loads((canvas.path / "zarr.json").read_text())["attributes"] for canvas in (several, one)]
     assert stated[0]["classes"] == GLEASON.model_dump(mode="json")
     assert "classes" not in stated[1]
+    image, channels = stated[0]["ome"]["multiscales"][0], stated[0]["ome"]["omero"]["channels"]
+    assert [axis["name"] for axis in image["axes"]] == ["c", "y", "x"]
+    assert image["axes"][0]["type"] == "channel"
+    assert [step[step["type"]][0] for step in image["datasets"][0]["coordinateTransformations"]] == [1, 0]
+    assert [channel["label"].split()[0] for channel in channels] == list(GLEASON.cancer_names)
     assert several.classes == GLEASON
     assert one.classes == BINARY
     assert one.read_classes(0, 0, 8, 8).shape == (1, 8, 8)
@@ -164,7 +169,7 @@ def write_one(path: Path, tiles: NDArray[np.float32]) -> None:
 def test_canvas_of_classes_lost_or_damaged_chunk_raises(tmp_path: Path, plane: int, how: str) -> None:
     tiles = draw_tiles(np.random.default_rng(0), 1, 64)
     canvas = write(tmp_path / "c", tiles, np.array([[CHUNK, 0]]), (CHUNK + 64, 64), 0)
-    chunk = tmp_path / "c" / "c" / str(plane) / "0" / "1"
+    chunk = tmp_path / "c" / ARRAY / "c" / str(plane) / "0" / "1"
     content = bytearray(chunk.read_bytes())
     if how == "damaged":
         content[len(content) // 2] ^= 0xFF

@@ -586,7 +586,7 @@ def test_infer_damaged_canvas_warns_and_is_made_again(
     out = tmp_path / "out"
     run("a.tiff")
     before = (out / "quantification.csv").read_text()
-    chunk = next(path for path in (out / "a" / "canvas.zarr" / "c").rglob("*") if path.is_file())
+    chunk = next(path for path in (out / "a" / "canvas.zarr" / "0" / "c").rglob("*") if path.is_file())
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 1
     chunk.write_bytes(data)

@@ -191,7 +191,7 @@ def test_infer_canvas_of_older_version_is_made_again(
     panda_log.clear()
     _run(tmp_path, "out")
     (failures,) = {record.getMessage() for record in panda_log.records if "made again" in record.getMessage()}
-    assert "panda_canvas is 0, this version reads 2; it is made again" in failures
+    assert "panda_canvas is 0, this version reads 3; it is made again" in failures
     assert _files(tmp_path / "out") == before
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,17 +19,8 @@ from panda.errors import PandaError
 from panda.files import partial_path, remove, remove_leftovers, replace, sync
 from panda.inference.blocks import HostCopy, Key, OpenBlocks
 from panda.inference.buffers import Buffers
-from panda.inference.canvas_store import (
-    CHUNK,
-    FORMAT,
-    METADATA,
-    Canvas,
-    CanvasMetadata,
-    StoredSize,
-    describe_array,
-    measure_chunks,
-    write_chunk,
-)
+from panda.inference.canvas_metadata import ARRAY, CHUNK, METADATA, CanvasMetadata, StoredSize
+from panda.inference.canvas_store import Canvas, measure_chunks, write_chunk
 from panda.inference.quantize import quantize, read_quantized
 from panda.inference.window import get_window
 from panda.inference.work_queue import WorkQueue
@@ -117,7 +107,7 @@ class CanvasWriter:
         self.blocks = OpenBlocks(partial_path(self.path), budget, self._device, self._buffers, self._writers)
         self._touching: defaultdict[Key, list[tuple[int, int]]] = defaultdict(list)
         self._unchecked: deque[tuple[NDArray[np.int64], HostCopy]] = deque()
-        self._metadata = metadata = CanvasMetadata(
+        self._metadata = CanvasMetadata(
             fingerprint=fingerprint,
             resolution=resolution,
             patch_size=patch_size,
@@ -125,18 +115,15 @@ class CanvasWriter:
             attrs=dict(attrs),
             classes=classes,
         )
-        self._meta = {"panda_canvas": FORMAT, **metadata.model_dump(mode="json", exclude={"stored"})}
-        json.dumps(self._meta, allow_nan=False)
-        self._classes = classes
+        files = self._metadata.describe_files()
         self._partial.mkdir()
         try:
-            self._write_metadata()
+            (self._partial / ARRAY).mkdir()
+            for name, data in files.items():
+                (self._partial / name).write_bytes(data)
         except OSError:
             self.abort()
             raise
-
-    def _write_metadata(self) -> None:
-        (self._partial / METADATA).write_bytes(describe_array(self._resolution, self._meta, self._classes))
 
     def _count_tiles(self, corners: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return how many tiles touch each block, (rows, columns)."""
@@ -259,16 +246,15 @@ class CanvasWriter:
                     )
                 # A lost chunk reads as "not scored"; only this count reveals it.
                 chunks = measure_chunks(self._partial)
-                stored = StoredSize.from_chunks(chunks)
-                self._meta["stored"] = stored.model_dump()
-                self._write_metadata()
+                whole = self._metadata.model_copy(update={"stored": StoredSize.from_chunks(chunks)})
+                (self._partial / METADATA).write_bytes(whole.describe_files()[METADATA])
                 sync(self._partial)
                 replace(self._partial, self.path)
             except BaseException:
                 self.abort()
                 raise
             self._open = False
-            return Canvas(self.path, self._metadata.model_copy(update={"stored": stored}), chunks)
+            return Canvas(self.path, whole, chunks)
         return Canvas.open(self.path)
 
     def abort(self) -> None:

@@ -1,115 +1,38 @@
 """Store the probability map of a whole slide on disk.
 
-A canvas is a zarr 3 array of uint16 in the working frame of the network, with the codes of `panda.inference.codes`.
-With one class of cancer it has the axes y and x. With several it has the axes class, y and x, one plane for each class
-of cancer.
+A canvas is a zarr 3 group with one array of uint16 in the working frame of the network, with the codes of
+`panda.inference.codes`. With one class of cancer it has the axes y and x. With several it has the axes c, y and x, one
+plane for each class of cancer. `panda.inference.canvas_metadata` describes the metadata.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 
 import google_crc32c
 import imagecodecs
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from pydantic import Field, JsonValue, NonNegativeInt, ValidationError, model_validator
-from pydantic_core import PydanticCustomError, from_json, to_json
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import MemoryStore
 
 from panda.errors import CheckpointError
 from panda.files import walk
+from panda.inference.canvas_metadata import (
+    AGAIN,
+    ARRAY,
+    CHUNK,
+    LEVEL,
+    METADATA,
+    CanvasMetadata,
+    StoredSize,
+    read_metadata,
+)
 from panda.inference.codes import choose_classes, dequantize, merge_codes
-from panda.stored import PatchSide, Plain, describe_faults
-from panda.wsi.classes import BINARY, ClassSet
-from panda.wsi.geometry import Resolution
-
-FORMAT = 2
-"""Version of the files; a canvas of another version is refused."""
-
-CHUNK = 512
-"""Side of a stored chunk in working px."""
 
 _BLOCK = 2 * CHUNK
 """Side of a block that is kept decoded, in working px."""
-
-_LEVEL = 3
-"""Level of LZ4, which with shuffled bytes takes a sixth of the time of zstd and about 5 % more space."""
-
-METADATA = "zarr.json"
-AGAIN = "run the slide again, which replaces it"
-
-
-class StoredSize(Plain, frozen=True):
-    """Number and bytes of the chunks on the disk."""
-
-    chunks: NonNegativeInt
-    bytes: NonNegativeInt
-
-    @classmethod
-    def from_chunks(cls, chunks: Mapping[tuple[int, ...], int]) -> Self:
-        """Return the size of what `measure_chunks` returns."""
-        return cls(chunks=len(chunks), bytes=sum(chunks.values()))
-
-
-class CanvasMetadata(Plain, frozen=True):
-    """Attributes of the zarr array, as they were given to its `CanvasWriter`; binary classes are not stated."""
-
-    fingerprint: Annotated[str, Field(min_length=1)]
-    resolution: Resolution
-    patch_size: PatchSide
-    overlap: NonNegativeInt
-    attrs: dict[str, JsonValue]
-    classes: Annotated[ClassSet, Field(exclude_if=lambda classes: classes.is_binary)] = BINARY
-    stored: StoredSize | None = None
-
-    @model_validator(mode="after")
-    def _check_overlap(self) -> Self:
-        if self.overlap >= self.patch_size:
-            raise PydanticCustomError("overlap", "overlap must be less than patch_size")
-        return self
-
-
-def _describe_differences(found: Mapping[str, Any], right: Mapping[str, Any]) -> str:
-    """Return the keys of the array's metadata that differ, with both values; empty if none does."""
-    keys = sorted((found.keys() | right.keys()) - {"attributes"})
-    different = [key for key in keys if found.get(key) != right.get(key)]
-    return "; ".join(f"{key} is {found.get(key)!r}, but must be {right.get(key)!r}" for key in different)
-
-
-def _parse_attributes(content: Mapping[str, Any]) -> tuple[CanvasMetadata, dict[str, Any]]:
-    """Parse the attributes in the file of a canvas, and return all that the file must hold."""
-    attributes = content.get("attributes")
-    if not isinstance(attributes, dict):
-        raise CheckpointError(f"attributes is {attributes!r}, but must be an object")
-    if (version := attributes.get("panda_canvas")) != FORMAT:
-        raise CheckpointError(f"attributes.panda_canvas is {version!r}, this version reads {FORMAT}")
-    own = {key: value for key, value in attributes.items() if key != "panda_canvas"}
-    metadata = CanvasMetadata.model_validate_json(to_json(own))
-    return metadata, from_json(describe_array(metadata.resolution, attributes, metadata.classes))
-
-
-def describe_array(resolution: Resolution, attributes: Mapping[str, Any], classes: ClassSet = BINARY) -> bytes:
-    """Return the metadata file of the array of a canvas; a canvas with other metadata is refused."""
-    shape = resolution.height, resolution.width
-    planes = () if classes.is_binary else (len(classes.cancer_names),)
-    array = zarr.create_array(
-        MemoryStore(),
-        shape=(*planes, *shape),
-        chunks=(*(1 for _ in planes), *(min(CHUNK, side) for side in shape)),
-        dtype="uint16",
-        compressors=(BloscCodec(typesize=2, cname="lz4", clevel=_LEVEL, shuffle="shuffle"), Crc32cCodec()),
-        fill_value=0,
-        attributes=dict(attributes),
-        dimension_names=(*("class" for _ in planes), "y", "x"),
-    )
-    return array.metadata.to_buffer_dict(default_buffer_prototype())[METADATA].to_bytes()
 
 
 def write_chunk(path: Path, chunk: tuple[int, ...], shape: tuple[int, int], codes: NDArray[np.uint16]) -> None:
@@ -126,8 +49,8 @@ def write_chunk(path: Path, chunk: tuple[int, ...], shape: tuple[int, int], code
         whole = np.zeros(shape, np.uint16)
         whole[: codes.shape[0], : codes.shape[1]] = codes
     plain: Any = whole.astype("<u2", copy=False)
-    data = imagecodecs.blosc_encode(plain, level=_LEVEL, compressor="lz4", shuffle="shuffle", typesize=2, numthreads=1)
-    file = path.joinpath("c", *map(str, chunk))
+    data = imagecodecs.blosc_encode(plain, level=LEVEL, compressor="lz4", shuffle="shuffle", typesize=2, numthreads=1)
+    file = path.joinpath(ARRAY, "c", *map(str, chunk))
     try:
         stream = file.open("wb")
     except FileNotFoundError:  # the first chunk of its row
@@ -145,7 +68,7 @@ def read_chunk(path: Path, chunk: tuple[int, ...], shape: tuple[int, int]) -> ND
         ValueError: If the file is damaged.
         OSError: If it cannot be read.
     """
-    stored = path.joinpath("c", *map(str, chunk)).read_bytes()
+    stored = path.joinpath(ARRAY, "c", *map(str, chunk)).read_bytes()
     data, checksum = stored[:-4], int.from_bytes(stored[-4:], "little")
     if google_crc32c.value(data) != checksum:
         raise ValueError("its checksum is wrong")
@@ -195,19 +118,7 @@ class Canvas:
         path = Path(path)
         if not path.exists():
             raise CheckpointError(f"{path}: there is no such canvas; run the slide first")
-        file = path / METADATA
-        try:
-            content = from_json(file.read_bytes())
-            metadata, right = _parse_attributes(content)
-            faults = _describe_differences(content, right)
-        except ValidationError as error:
-            raise CheckpointError(f"{file}: {describe_faults(error, 'attributes')}; {AGAIN}") from error
-        except CheckpointError as error:
-            raise CheckpointError(f"{file}: {error}; {AGAIN}") from error
-        except Exception as error:  # JSON and the file system have errors of their own
-            raise CheckpointError(f"{file}: this is no canvas, or a broken one ({error}); {AGAIN}") from error
-        if faults:
-            raise CheckpointError(f"{file}: {faults}; {AGAIN}")
+        metadata, file = read_metadata(path), path / METADATA
         if (stated := metadata.stored) is None:
             raise CheckpointError(f"{file}: attributes.stored is missing; {AGAIN}")
         try:
@@ -345,7 +256,7 @@ def measure_chunks(path: Path) -> dict[tuple[int, ...], int]:
         OSError: If a folder cannot be read.
         ValueError: If a file is no chunk.
     """
-    folder = str(path / "c")
+    folder = str(path / ARRAY / "c")
     if not os.path.isdir(folder):
         return {}
     files = (entry for entry in walk(folder) if not entry.is_dir())

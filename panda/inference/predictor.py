@@ -20,7 +20,7 @@ from panda.errors import CheckpointError, SlideError
 from panda.files import fingerprint, hold_lock, identity
 from panda.inference.batch_size import tune_batch_size
 from panda.inference.canvas import Canvas, CanvasWriter
-from panda.inference.canvas_store import AGAIN
+from panda.inference.canvas_metadata import AGAIN
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.inference.tile_batches import TileReader, read_batches
 from panda.inference.work_queue import make_blending_queue
