@@ -80,7 +80,7 @@ def _list_sizes(height: int, width: int) -> list[tuple[int, int]]:
 
 
 def _find_bound(channels: int, sizes: Sequence[tuple[int, int]]) -> int:
-    """Return bytes that a file with these levels does not reach, whatever its pixels are.
+    """Return bytes that a file with these levels does not reach, with any pixels.
 
     Deflate stores what it cannot compress with less than 1 % more. A tile has an offset and a length in the file.
     """
