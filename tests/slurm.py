@@ -97,6 +97,15 @@ class Slurm:
                 raise TimeoutError(f"jobs after {timeout:.0f} s:\n{queue}{self.read_logs()}")
             time.sleep(0.2)
 
+    def start_requeued(self, job: str, timeout: float = 120) -> None:
+        """Start a job as soon as it is in the queue again; by itself it would wait for `cred_expire`."""
+        end = time.monotonic() + timeout
+        while not self.run("squeue", "--noheader", "--jobs", job, "--states=PENDING"):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{job} is not in the queue after {timeout:.0f} s:{self.read_logs()}")
+            time.sleep(0.2)
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+
     def read_logs(self) -> str:
         """Return the ends of the logs of all daemons."""
         return "".join(f"\n{path.name}:\n{path.read_text()[-2000:]}" for path in sorted(self.folder.glob("*.log")))

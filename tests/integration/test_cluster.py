@@ -157,6 +157,7 @@ def test_training_on_two_nodes_goes_on_after_signal(slurm: Slurm, workplace: Pat
     run = workplace / "runs" / "segmentation" / "large"
     wait_for((run / "checkpoints" / "last.ckpt").exists, slurm)
     slurm.run("scancel", "--signal=TERM", job)
+    slurm.start_requeued(job)
     slurm.wait_for_jobs(240)
     log = (workplace / "logs" / f"{job}.txt").read_text()
     assert (run / "summary.json").is_file(), log
@@ -176,6 +177,7 @@ def test_sweep_goes_on_after_a_requeue_of_a_job(slurm: Slurm, workplace: Path) -
         try:
             job, number = wait_for_training(slurm, sweep)
             slurm.run("scontrol", "requeue", job)
+            slurm.start_requeued(job)
             assert launcher.wait(240) == 0, slurm.read_logs()
         finally:
             launcher.kill()
