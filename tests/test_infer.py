@@ -106,7 +106,10 @@ def test_infer_tables_cover_slides_of_same_provenance(tmp_path: Path, run: Infer
     assert read_column(out / "quantification.csv", "slide_id") == ["a", "b", "c"]
     assert set(read_column(out / "quantification.csv", "threshold")) == {"0.9"}
     assert not read_notes(out)
-    run("a.tiff", "threshold=0.9", "quantify.min_region_um2=5")
+    run("a.tiff", "threshold=0.001", "quantify.min_region_um2=5", "geojson=pieces")
+    features = json.loads((out / "a" / "regions.geojson").read_text())["features"]
+    assert {feature["geometry"]["type"] for feature in features} == {"Polygon"}
+    assert all("Region" in feature["properties"]["measurements"] for feature in features)
     assert read_column(out / "quantification.csv", "slide_id") == ["a"]
 
 
