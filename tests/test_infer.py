@@ -20,6 +20,7 @@ from panda.app.entry_point import SomeSlidesFailed
 from panda.app.hydra_job import register_resolvers
 from panda.app.infer import infer
 from panda.app.inference_tables import InferenceTables, collect_maps
+from panda.data.kept_tables import KEPT_TABLES
 from panda.data.shard import Shard
 from panda.errors import ConfigError, ExhaustedError, LockedError, PandaError
 from panda.files import hold_lock, write_json
@@ -98,6 +99,8 @@ def test_infer_tables_cover_slides_of_same_provenance(tmp_path: Path, run: Infer
     # the same weights elsewhere are the same making, another threshold is not
     run("c.tiff", "threshold=0.9")
     assert read_column(out / "quantification.csv", "slide_id") == ["c"]
+    [kept] = (out / KEPT_TABLES).iterdir()
+    assert read_column(kept, "slide_id") == ["a", "b"]
     (note,) = read_notes(out)
     assert note.startswith("2 slides ")
     assert "a, b" in note
@@ -111,6 +114,10 @@ def test_infer_tables_cover_slides_of_same_provenance(tmp_path: Path, run: Infer
     assert {feature["geometry"]["type"] for feature in features} == {"Polygon"}
     assert all("Region" in feature["properties"]["measurements"] for feature in features)
     assert read_column(out / "quantification.csv", "slide_id") == ["a"]
+    assert {tuple(read_column(path, "slide_id")) for path in (out / KEPT_TABLES).iterdir()} == {
+        ("a", "b"),
+        ("a", "b", "c"),
+    }
 
 
 def test_infer_finished_slides_are_not_opened(

@@ -13,6 +13,7 @@ from typing import ClassVar, Generic, Protocol, Self, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from panda.data.failures import FAILURE_COLUMNS, Failure
+from panda.data.kept_tables import KEPT_TABLES, keep_table
 from panda.data.rare_writing import RareWriting
 from panda.data.slide_records import NamedSlides, Outcome, RunRecord, SlideRecords, SlideState
 from panda.errors import PandaError
@@ -63,8 +64,8 @@ class TableContents:
             return ""
         return (
             f"{others.count} slide{'' if one else 's'} in this folder {'was' if one else 'were'} made with another "
-            f"network, threshold or settings and {'is' if one else 'are'} not in the tables: {others}. "
-            "Run them again, or give these results an output of their own."
+            f"network, threshold or settings and {'is' if one else 'are'} not in the tables: {others}. The last "
+            f"tables of such runs are in {KEPT_TABLES}. Run them again, or give these results an output of their own."
         )
 
     def describe_missing(self) -> str:
@@ -232,7 +233,7 @@ class SlideTables(ABC, Generic[Result_contra]):
     def write(self, run: RunRecord | None = None) -> TableContents:
         """Write the table of results and `failures.csv` from the records.
 
-        A slide that failed since it was done is left out of the results.
+        A slide that failed since it was done is left out of the results. The last table of other settings is kept.
 
         Args:
             run: The run whose slides are missing if they are in neither table.
@@ -255,6 +256,7 @@ class SlideTables(ABC, Generic[Result_contra]):
                     rows.add(row)
                 elif row is None and found.state:
                     others.add(found.slide_id)
+            keep_table(table, self.made_with)
             write_rows(self.folder / FAILURES, failures, (*FAILURE_COLUMNS, "made_with"))
             write_rows(table, rows, ["slide_id"])
             return TableContents(len(rows), failed_of_run, self._records.list_missing(), others)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from panda.data.failures import Failure, record_failure
+from panda.data.kept_tables import KEPT_TABLES
 from panda.data.manifest import SlideRecord
 from panda.data.slide_entry import FileIdentity
 from panda.data.slide_records import RECORDS_FOLDER
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 OUTPUTS = (
     *("report.html", "quantification.csv", "failures.csv", "inference.json", "engine.json", "infer.log"),
     RECORDS_FOLDER,
+    KEPT_TABLES,
 )
 """Files of an output, beside the folders of its slides."""
 
