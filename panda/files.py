@@ -31,7 +31,7 @@ from panda.soft_lock import PATIENCE_SECONDS, Holder, hold_soft_lock, is_soft_lo
 log = logging.getLogger(__name__)
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-_SYNCS = 8  # files flushed at the same time
+_SYNCS = 16  # files flushed at the same time, with few commits of the journal
 _WINDOWS = os.name == "nt"
 _HEX = "[0-9a-f]"
 _unsynced: ContextVar[set[Path] | None] = ContextVar("_unsynced", default=None)

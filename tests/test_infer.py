@@ -27,8 +27,10 @@ from panda.files import hold_lock, write_json
 from panda.inference import slide_files, slide_result
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.compute import EngineSettings
+from panda.inference.ome_tiff import write_ome_tiff
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
+from panda.inference.slide_images import write_heatmap
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import SlideResult
 from panda.tables import read_output_table
@@ -378,6 +380,22 @@ def test_infer_unexpected_error_is_logged_with_traceback(
     assert "inference of a: KeyError: 'x'" in log
     assert "Traceback" in log
     assert "in broken" in log
+
+
+def test_infer_heatmap_is_written_beside_other_files(run: Infer, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = threading.Event()
+
+    def wait(*given: Any, **options: Any) -> None:
+        assert exported.wait(10)
+        write_heatmap(*given, **options)
+
+    def show(*given: Any) -> None:
+        write_ome_tiff(*given)
+        exported.set()
+
+    monkeypatch.setattr(slide_files, "write_heatmap", wait)
+    monkeypatch.setattr(slide_files, "write_ome_tiff", show)
+    run("a.tiff")
 
 
 @pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])

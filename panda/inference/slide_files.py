@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from panda.inference.geojson import Features, write_geojson
 from panda.inference.grade import Grade, RuleGrade
 from panda.inference.legends import ColourMap
 from panda.inference.ome_tiff import write_ome_tiff
+from panda.inference.polygons import Outlines
 from panda.inference.quantify import Measurements, Quantification, QuantifySettings, slide_quantification
 from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
@@ -86,20 +89,34 @@ class SlideFiles:
             with contextlib.suppress(FileNotFoundError):
                 (self.folder / RESULT_FILE).unlink()
                 sync_entry(self.folder)  # no file of another result may be on the disk before
-            with sync_folders_once():
-                view = self._write_pictures(canvas, found)
+            outlines = found.outlines
+            with sync_folders_once(), ThreadPoolExecutor(1) as beside:
+                # The heatmap takes as long as all other files.
+                heatmap = beside.submit(copy_context().run, self._write_heatmap, canvas, found, outlines)
+                view = self._write_overview(canvas, found)
                 write_geojson(found, slide, canvas.resolution, self.folder / "regions.geojson", self.features)
                 write_ome_tiff(canvas, slide, self.folder / "probability.ome.tiff")
+                heatmap.result()
             result = self._make_result(found, canvas.resolution, view)
             result.write(self.folder)
         return result
 
-    def _write_pictures(self, canvas: Canvas, found: Quantification) -> Resolution:
-        """Write the pictures, and return the resolution of those that show the slide."""
+    def _write_heatmap(self, canvas: Canvas, found: Quantification, outlines: Outlines) -> None:
+        write_heatmap(
+            canvas,
+            outlines,
+            self.threshold,
+            self.folder / "heatmap.png",
+            tissue=self.tissue,
+            areas=found.classes,
+            colour_map=self.colour_map,
+        )
+
+    def _write_overview(self, canvas: Canvas, found: Quantification) -> Resolution:
+        """Write the pictures that show the slide, and return their resolution."""
         folder = self.folder
         overview = Overview.from_canvas(self.slide, canvas, self.tissue)
         shown: dict[str, Any] = {"areas": found.classes, "colour_map": self.colour_map}
-        write_heatmap(canvas, found.outlines, self.threshold, folder / "heatmap.png", tissue=self.tissue, **shown)
         write_overlay(overview, found.outlines, self.threshold, folder / "overlay.png", **shown)
         image, view = overview.image, overview.resolution
         write_attention(image, view, self.grade, self.slide.slide_id, folder / "attention.png")
