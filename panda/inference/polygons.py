@@ -131,11 +131,13 @@ def _link(corners: _Corners) -> Iterator[tuple[int, Ring]]:
     along_column[by_column] = by_column[along_row]
     following = np.where(_LEAVES_ALONG_ROW[corners.turn], along_row, along_column).tolist()
     seen = bytearray(count)
-    for start in range(count):
-        ring, index = [], start
-        while not seen[index]:
-            seen[index] = 1
+    marks = np.frombuffer(seen, np.uint8)
+    start = 0
+    while (start := seen.find(0, start)) >= 0:
+        ring, index = [start], following[start]
+        while index != start:
             ring.append(index)
             index = following[index]
-        if ring:
-            yield start, np.stack([corners.x[ring], corners.y[ring]], axis=1)
+        corner = np.array(ring)
+        marks[corner] = 1
+        yield start, np.stack([corners.x[corner], corners.y[corner]], axis=1)
