@@ -161,6 +161,18 @@ def test_features_collect_writes_long_tables_as_parquet(
     assert "A random sample of 2 of 3 slides; the table of all is features.parquet." in page
 
 
+def test_features_leftovers_of_killed_processes_are_removed(home: Path, extract: Extract) -> None:
+    out = home / "out"
+    (out / "slides").mkdir(parents=True)
+    (out / "pt_files").mkdir()
+    names = ("slides/a.json", "slides/a.jpg", "pt_files/a.pt", "slides/other.json")
+    left = [(out / name).with_name(f".0123456789ab.partial.{Path(name).name}") for name in names]
+    for path in left:
+        path.touch()
+    extract("slides=slides/a.tiff", "format=clam")
+    assert [path.exists() for path in left] == [False, False, False, True]
+
+
 def test_features_collect_names_slides_without_features(home: Path, extract: Extract) -> None:
     extract()
     (home / "out" / "b.h5").unlink()

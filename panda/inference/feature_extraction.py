@@ -125,6 +125,7 @@ class FeatureExtractor:
             stack.enter_context(hold_lock(self.folder.find_file(path.stem), wait=wait))
             if record := self.folder.find_record(path):
                 return record
+            self.folder.remove_leftovers(path.stem)
             slide = stack.enter_context(self.options.open(path))
             identity = FileIdentity.read(path)
             view, tissue = plan.request.resolve(slide), find_tissue(slide)

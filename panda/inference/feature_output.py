@@ -14,7 +14,7 @@ from panda.data.feature_names import name_feature_file, name_other_file
 from panda.data.feature_origin import FeatureFormat, FeatureOrigin
 from panda.data.slide_entry import FileIdentity
 from panda.errors import ConfigError, PandaError
-from panda.files import advise_removal, fingerprint, hold_lock, write_json
+from panda.files import advise_removal, fingerprint, hold_lock, remove_leftovers, write_json
 from panda.settings import format_value
 from panda.stored import Digest, PatchSide, PathText, Plain, Timestamp, read_model
 from panda.tasks.figures import make_timestamp
@@ -266,6 +266,13 @@ class FeatureOutput:
     def write_record(self, record: FeatureRecord) -> None:
         """Write the record of a slide, whose features are written."""
         write_json(self._find_record_file(record.slide_id), record.model_dump(mode="json"))
+
+    def remove_leftovers(self, slide_id: str) -> None:
+        """Remove what a killed process left of a slide, whose lock is held; the lock removes that of `find_file`."""
+        record = self._find_record_file(slide_id)
+        other = name_other_file(self.find_file(slide_id), self.settings.format)
+        for path in filter(None, (record, record.with_suffix(".jpg"), other)):
+            remove_leftovers(path.parent, path.name)
 
     def list_slides(self) -> Iterator[str]:
         """Yield the names of the slides that have a record."""
