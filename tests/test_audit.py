@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ import numpy as np
 import pytest
 import tifffile
 
-from panda.audit.dataset import audit_folder
+from panda.audit.audit_run import AuditRun
+from panda.audit.dataset import Audit, Inspector, audit_folder
 from panda.audit.page import WORST_SHOWN, write_audit_page
 from panda.audit.process_pool import run_in_processes
 from panda.audit.records import RecordFolder, make_file_stem
 from panda.data.manifest import read_groups
-from panda.data.slide_rows import locate_image, locate_mask, read_rows
+from panda.data.shard import Shard
+from panda.data.slide_rows import SlideRow, locate_image, locate_mask, read_rows
 from panda.errors import ConfigError, ManifestError, PandaError
 from panda.files import hold_lock
 from panda.report.axes import PALETTE
@@ -176,15 +179,70 @@ def test_audit_folder_worker_counts_write_same_files(faulty: Path, finished_audi
     assert write_audit_page(tmp_path).read_bytes() == (finished_audit / "report.html").read_bytes()
 
 
+def _inspect_here(audit: Audit, seen: list[str], most: int = NEVER) -> Inspector:
+    """Return an inspector without processes, which notes its slides; it is killed after so many."""
+
+    def inspect(rows: Sequence[SlideRow]) -> Generator[tuple[SlideRow, int | None], None, None]:
+        for row in rows:
+            if len(seen) == most:
+                raise KeyboardInterrupt
+            seen.append(row.slide_id)
+            yield row, audit.records.inspect(row)
+
+    return inspect
+
+
+def test_audit_shards_write_same_files(faulty: Path, finished_audit: Path, tmp_path: Path) -> None:
+    for number in (2, 3, 1):
+        audit, seen = Audit(AuditRun(data=str(faulty)), tmp_path), list[str]()
+        audit.inspect(_inspect_here(audit, seen), Shard(number, 3), progress=False)
+        assert seen == [row.slide_id for row in audit.slides if Shard(number, 3).holds(row.slide_id)]
+        assert 0 < len(seen) < 9
+        assert audit.has_all() == (number == 1)
+    audit.write()
+    assert _files(tmp_path) == _files(finished_audit)
+
+
+def test_audit_killed_shard_continues(faulty: Path, finished_audit: Path, tmp_path: Path) -> None:
+    shard, other, left = Shard(1, 2), Shard(2, 2), tmp_path / "slides" / f".{'0' * 12}.partial.a.json"
+    audit, seen = Audit(AuditRun(data=str(faulty)), tmp_path), list[str]()
+    with pytest.raises(KeyboardInterrupt):
+        audit.inspect(_inspect_here(audit, seen, most=1), shard, progress=False)
+    left.touch()
+    with hold_lock(tmp_path / "slides-2-of-2"):  # another shard may write this file now
+        audit.inspect(_inspect_here(audit, seen), shard, progress=False)
+    assert sorted(seen) == sorted(row.slide_id for row in audit.slides if shard.holds(row.slide_id)), "each once"
+    assert left.exists()
+    missing = audit.list_missing()
+    assert missing.count == 9 - len(seen)
+    assert set(missing.named).isdisjoint(seen)
+    audit.inspect(_inspect_here(audit, seen), other, progress=False)
+    assert not left.exists()
+    audit.write()
+    assert _files(tmp_path) == _files(finished_audit)
+
+
+def test_audit_second_shard_of_same_number_waits(faulty: Path, tmp_path: Path) -> None:
+    audit = Audit(AuditRun(data=str(faulty)), tmp_path)
+    second = threading.Thread(
+        target=audit.inspect, args=(_inspect_here(audit, []), Shard(1, 2)), kwargs={"progress": False}
+    )
+    with hold_lock(tmp_path / "slides-1-of-2"):
+        second.start()
+        second.join(0.3)
+        assert second.is_alive()
+    second.join(30)
+    assert not second.is_alive()
+
+
 def test_audit_folder_rerun_inspects_changed_slides_only(
     faulty: Path, finished_audit: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root, out = tmp_path / "moved", tmp_path / "audit"
     shutil.copytree(faulty, root)  # with the times of the files
     shutil.copytree(finished_audit, out)
-    # as if it had lain elsewhere before
-    said = (out / "summary.json").read_text().replace(str(faulty), str(tmp_path / "before"))
-    (out / "summary.json").write_text(said)
+    for name in ("audit.json", "summary.json"):  # as if it had been elsewhere before
+        (out / name).write_text((out / name).read_text().replace(str(faulty), str(tmp_path / "before")))
     rows = {row.slide_id: row for row in read_rows(root) if row.has_file}
     records = RecordFolder(out / "slides", root)
 
@@ -246,6 +304,10 @@ def test_audit_folder_output_of_other_data_raises(faulty: Path, finished_audit: 
     shutil.copytree(faulty, other)
     with pytest.raises(ConfigError, match=r"holds the audit of .* and that of .*other would replace it"):
         audit_folder(other, finished_audit, progress=False)
+    begun = tmp_path / "begun"
+    AuditRun(data=str(faulty)).write(begun)
+    with pytest.raises(ConfigError, match=r"holds the audit of .*faulty, and that of .*other would replace it"):
+        audit_folder(other, begun, progress=False)
     run = tmp_path / "run"
     run.mkdir()
     (run / "summary.json").write_text('{"schema": 2, "task": "segmentation", "data": {}}')

@@ -98,7 +98,7 @@ def test_local_cluster_that_never_starts_is_refused(tmp_path: Path, monkeypatch:
 
 def test_slide_cluster_workers_that_all_end_loading_are_refused(tmp_path: Path) -> None:
     with (
-        pytest.raises(PandaError, match="the workers ended while they loaded the networks"),
+        pytest.raises(PandaError, match="the workers ended before they were ready"),
         open_cluster(LocalCluster(workers=1), Letters(tmp_path / "log", deaths=9), tmp_path),
     ):
         pass

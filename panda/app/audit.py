@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,14 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from panda.app.build import Faults
+from panda.app.cluster import WorkerCluster
 from panda.app.config_check import check_config
-from panda.app.entry_point import close_logs, log_to_file, make_folder
-from panda.app.hydra_job import find_idle_faults, list_overrides
+from panda.app.entry_point import close_logs, log_to_file
+from panda.app.hydra_job import find_idle_faults, is_multirun, list_overrides
 from panda.app.registry import find_undeclared
+from panda.app.slide_division import DivisionKeys
+from panda.audit.audit_run import AuditRun
 from panda.choices import name_command
 from panda.data.settings import TableSettings
-from panda.files import hold_lock
-from panda.settings import Settings, Text, count_cores, format_override, rule
+from panda.settings import Settings, Text, count_cores, rule
 
 if TYPE_CHECKING:  # slow to import, see `audit`
     from panda.audit.tables import AuditSummary
@@ -28,8 +29,6 @@ log = logging.getLogger(__name__)
 
 DATA = "panda.data.datamodule.DataSettings"
 """What `data` builds in a training, which an audit does not import."""
-SPOILT_LABELS = ("missing_mask", "empty_mask_graded", "benign_mask_cancer_grade", "cancer_mask_benign_grade")
-"""Warnings whose slides would train a segmentation wrongly."""
 
 
 class AuditSettings(Settings):
@@ -60,61 +59,86 @@ class AuditSettings(Settings):
             yield "audit.deep=true needs audit.slides=true: the table alone has no tiles"
 
 
-class AuditConfig(Settings):
+class AuditConfig(DivisionKeys):
     """Keys and nodes of `conf/audit.yaml`."""
-
-    node: ClassVar[str] = ""
 
     data: TableSettings
     audit: AuditSettings
+    collect: None
     debug: bool
     run_dir: Text
 
+    @property
+    def run(self) -> AuditRun:
+        """What is inspected, and how."""
+        data = self.data
+        return AuditRun(
+            data=str(data.source),
+            labels=data.labels,
+            options=data.slide_options,
+            deep=self.audit.deep,
+            empty_means_benign=data.empty_means_benign,
+            choices=tuple(text for text in list_overrides() if text.startswith("data")),
+        )
+
+    @rule
+    def _check_folder(self) -> None:
+        from panda.audit.dataset import check_output  # noqa: PLC0415  (--help does not wait for it)
+
+        for source in filter(None, (self.data.root, self.data.table)):
+            check_output(Path(self.run_dir), source, slides=self.audit.slides)
+
+    @rule
+    def _check_parts(self) -> Iterator[str]:
+        has_workers, slides = isinstance(self.cluster, WorkerCluster), self.audit.slides
+        if self.shard is not None and not slides:
+            yield f"{self.setting('shard')} needs audit.slides=true: the table alone is read at once"
+        if self.shard is not None and is_multirun():
+            yield f"{self.setting('shard')}: each job of a multirun has an output of its own; start a command for each"
+        if has_workers and not slides:
+            yield "cluster=… needs audit.slides=true: the table alone is read by this process"
+        if has_workers and self.shard is not None:
+            yield f"{self.setting('shard')} and cluster=…: a cluster divides the slides itself; give one of them"
+        if has_workers:
+            yield from find_idle_faults(["audit.workers", "cluster.gpus"], "a cluster that inspects slides")
+
 
 @close_logs
-def audit(cfg: DictConfig) -> AuditSummary:
+def audit(cfg: DictConfig) -> AuditSummary | None:
     """Audit a data set, write its report and return its summary.
 
     Args:
         cfg: `conf/audit.yaml` as Hydra composed it, with `run_dir`.
 
+    Returns:
+        The summary; None for a shard, except for the last one.
+
     Raises:
         ConfigError: If the configuration has faults; the message lists all of them.
         ManifestError: If the table of slides is faulty.
+        PandaError: If workers of a cluster do not fit, or did not see the same files.
     """
     config = check(cfg)
-    data, settings = config.data, config.audit
-    from panda.audit.dataset import audit_folder  # noqa: PLC0415  (--help does not wait for them)
-    from panda.audit.page import write_audit_page  # noqa: PLC0415
-    from panda.audit.tables import AUDIT, FINDINGS_TABLE  # noqa: PLC0415
+    data, part = config.data, config.own_shard
+    from panda.app.audit_collection import require_all, write_results  # noqa: PLC0415  (--help does not wait for it)
+    from panda.app.slide_inspection import open_inspector  # noqa: PLC0415
+    from panda.audit.dataset import WHOLE, Audit  # noqa: PLC0415
     from panda.synthetic.dataset import draw_dataset  # noqa: PLC0415
 
-    out = Path(config.run_dir)
-    make_folder(out)
-    log_to_file(out / "audit.log")
     if data.draw is not None and data.root is not None:
         draw_dataset(data.root, data.draw)
-    summary = audit_folder(
-        data.source,
-        out,
-        labels=data.labels,
-        slides=settings.slides,
-        workers=settings.workers or count_cores(),
-        deep=settings.deep,
-        options=data.slide_options,
-        empty_means_benign=data.empty_means_benign,
-    )
-    with hold_lock(out / AUDIT):  # as for the tables
-        report = write_audit_page(out, next_steps := list_next_steps(summary, out)).name
-    for line in describe_summary(summary):
-        log.info("%s", line)
-    for level in summary.levels:
-        log.log(logging.WARNING if level.is_mixed else logging.INFO, "%s", level.describe())
-    log.info("findings of each slide: %s", out / FINDINGS_TABLE)
-    log.info("report: %s", out / report)
-    for step in next_steps:
-        log.info("next: %s", step)
-    return summary
+    found = Audit(config.run, Path(config.run_dir), slides=config.audit.slides)
+    with open_inspector(found, config.cluster, config.audit.workers or count_cores()) as inspector:
+        log_to_file(found.out / ("audit.log" if part is None else f"audit-{part.number}-of-{part.count}.log"))
+        if config.audit.slides:
+            found.inspect(inspector, part or WHOLE)
+    if part is not None and not found.has_all():
+        command = f"{name_command('audit')} collect={found.out}"
+        log.info("shard %s is done; the last one writes the tables, or %s", part, command)
+        return None
+    if isinstance(config.cluster, WorkerCluster):
+        require_all(found)
+    return write_results(found)
 
 
 def check(cfg: DictConfig, faults: Faults | None = None) -> AuditConfig:
@@ -133,57 +157,3 @@ def check(cfg: DictConfig, faults: Faults | None = None) -> AuditConfig:
         pruned.data = {"_target_": f"{TableSettings.__module__}.{TableSettings.__name__}", **used}
     config: AuditConfig = check_config(pruned, "audit", faults)
     return config
-
-
-def describe_summary(summary: AuditSummary) -> list[str]:
-    """Return the findings in a few lines, the worst first."""
-    lines = [
-        f"{summary.slides:,} slides: {sum(summary.worst.values()):,} with findings ("
-        + ", ".join(
-            f"{count:,} at worst with {'an' if severity == 'error' else 'a'} {severity}"
-            for severity, count in summary.worst.items()
-        )
-        + ")"
-    ]
-    for severity in summary.worst:
-        lines += [
-            f"  {severity:<8} {name:<26} {count.slides:>7,}   "
-            + ", ".join(f"{provider} {slides:,}" for provider, slides in count.by_provider.items())
-            for name, count in summary.findings.items()
-            if count.severity == severity
-        ]
-    if (groups := summary.groups) is not None:
-        lines.append(
-            f"near-duplicates: {groups.slides:,} slides in {groups.groups:,} groups, "
-            f"{groups.with_conflicting_grades:,} of them with different grades; the largest has {groups.largest}"
-            if groups.groups
-            else "near-duplicates: none"
-        )
-    return lines
-
-
-def list_next_steps(summary: AuditSummary, out: Path) -> list[str]:
-    """Return what to do next, as sentences and commands."""
-    from panda.audit.tables import FINDINGS_TABLE, GROUPS  # noqa: PLC0415
-    from panda.data.findings import REFUSED_ROWS  # noqa: PLC0415
-
-    steps = []
-    if refused := [name for name in summary.findings if name in REFUSED_ROWS]:
-        steps.append(f"correct the table of slides first, training refuses it as it is: {', '.join(refused)}")
-    typed = [shlex.quote(text) for text in list_overrides() if text.startswith("data")]
-    given = " ".join(typed) or "data=panda data.root=…"
-    if summary.groups is None:
-        steps.append(
-            "only the table was read, so there is no groups.csv: near-duplicates are found by their tissue. Inspect "
-            f"the slides: {name_command('audit')} {given}"
-        )
-        return steps
-    exclude = [
-        name
-        for name, count in summary.findings.items()
-        if name in SPOILT_LABELS or (count.severity == "error" and name not in REFUSED_ROWS)
-    ]
-    filters = f" data.exclude=[{','.join(exclude)}]" if exclude else ""
-    files = map(format_override, (f"data.findings={out / FINDINGS_TABLE}", f"data.groups={out / GROUPS}"))
-    steps.append(f"{name_command('train')} {given} {' '.join(files)}{filters}")
-    return steps

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -81,6 +81,10 @@ class WorkerCluster(ClusterSettings, ABC):
 
     packages: ClassVar[tuple[str, ...]] = ("distributed",)
 
+    def leave_out_gpus(self) -> Self:
+        """Return the settings for work that needs no GPU."""
+        return self.model_copy(update={"gpus": 0} if "gpus" in type(self).model_fields else {})
+
     @abstractmethod
     def connect(self, folder: Path) -> AbstractContextManager[Client]:
         """Start workers if it is this process that starts them, and connect to their scheduler.
@@ -99,14 +103,15 @@ class WorkerCluster(ClusterSettings, ABC):
 
 
 class LocalCluster(WorkerCluster):
-    """Worker processes of this machine."""
+    """Worker processes of this machine, which share GPUs: the first so many, or all."""
 
     workers: Count | None = None
+    gpus: int | None = Field(default=None, ge=0, description="null is all of this machine")
 
     @property
     def worker_count(self) -> int:
         """The number of workers."""
-        return self.workers or len(_list_gpus()) or max(1, count_cores() // 2)
+        return self.workers or len(self._list_gpus()) or max(1, count_cores() // 2)
 
     @property
     def threads(self) -> int | None:
@@ -119,10 +124,10 @@ class LocalCluster(WorkerCluster):
         _import_quietly()
         from distributed import Client, Nanny, Scheduler, SpecCluster  # noqa: PLC0415
 
-        gpus, variables = _list_gpus(), dict.fromkeys(_THREADS, str(self.threads))
+        gpus, variables = self._list_gpus() or [""], dict.fromkeys(_THREADS, str(self.threads))
         spec = {}
         for number in range(self.worker_count):
-            own = variables | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {})
+            own = variables | {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}
             options = {"host": _LOOPBACK, "nthreads": 1, "memory_limit": 0, "env": own}
             spec[number] = {"cls": Nanny, "options": options}
         options = {"host": _LOOPBACK, "dashboard_address": f"{_LOOPBACK}:0"}
@@ -134,6 +139,16 @@ class LocalCluster(WorkerCluster):
             Client(cluster) as client,
         ):
             yield client
+
+    def _list_gpus(self) -> list[str]:
+        """Return the names of the GPUs, as CUDA_VISIBLE_DEVICES takes them."""
+        if self.gpus == 0:
+            return []
+        import torch  # noqa: PLC0415  (an audit does not wait for it)
+
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+        return names[: torch.cuda.device_count()][: self.gpus]
 
 
 class SlurmCluster(WorkerCluster):
@@ -270,15 +285,6 @@ def _renew_workers(cluster: SpecCluster, count: int) -> Iterator[None]:
         yield
     finally:
         loop.add_callback(renewal.stop)
-
-
-def _list_gpus() -> list[str]:
-    """Return the names of the GPUs that this process sees, as CUDA_VISIBLE_DEVICES takes them."""
-    import torch  # noqa: PLC0415  (an audit does not wait for it)
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
-    return names[: torch.cuda.device_count()]
 
 
 def _import_quietly() -> None:

@@ -26,6 +26,7 @@ from panda.app.cluster_worker import (
     describe_worker,
     run_on_worker,
 )
+from panda.app.entry_point import make_folder
 from panda.data.call_outcome import CallOutcome
 from panda.errors import PandaError
 
@@ -39,6 +40,10 @@ MOST_DEATHS = 3
 _WAIT_S = 5.0
 """Seconds between two looks at the number of workers."""
 _CONTINUE = "finished slides are kept, and the same command continues from there"
+
+
+class DeadlySlideError(PandaError):
+    """A slide that ended `MOST_DEATHS` workers."""
 
 
 class SlideCluster(Generic[Facts]):
@@ -138,7 +143,7 @@ class SlideCluster(Generic[Facts]):
         if ready:
             self.facts = next(iter(ready.values()))
         elif not faults:
-            faults.append(f"the workers ended while they loaded the networks: start the command again; {_CONTINUE}")
+            faults.append(f"the workers ended before they were ready: start the command again; {_CONTINUE}")
         if other := [address for address, facts in ready.items() if facts != self.facts]:
             faults.append(f"the worker {', '.join(other)} {OTHER_RESULTS}")
         if faults:
@@ -176,7 +181,7 @@ def open_cluster(settings: WorkerCluster, work: Work[Facts], folder: Path) -> It
     Args:
         settings: Where they are.
         work: The work.
-        folder: The output, which exists and which all workers must see.
+        folder: The output, which all workers must see. It is made, and removed again if the command is refused.
 
     Raises:
         PandaError: If there are no workers, or one of them does not fit.
@@ -184,6 +189,8 @@ def open_cluster(settings: WorkerCluster, work: Work[Facts], folder: Path) -> It
     name = f"panda-{uuid.uuid4().hex[:12]}"
     token = folder / f".{name}"
     terms = Terms(Path.cwd(), token, uuid.uuid4().hex)
+    is_new = not folder.exists()
+    make_folder(folder)
     try:
         token.write_text(terms.content, encoding="utf-8")
         with settings.connect(folder) as client:
@@ -198,14 +205,17 @@ def open_cluster(settings: WorkerCluster, work: Work[Facts], folder: Path) -> It
     finally:
         for path in folder.glob(f"{token.name}*"):
             path.unlink(missing_ok=True)
+        if is_new:
+            with contextlib.suppress(OSError):  # it has results
+                folder.rmdir()
 
 
 def _describe_loss(error: BaseException) -> PandaError:
     return PandaError(f"the scheduler of the workers is lost ({error}); {_CONTINUE}")
 
 
-def _describe_deaths(count: int) -> PandaError:
-    return PandaError(
+def _describe_deaths(count: int) -> DeadlySlideError:
+    return DeadlySlideError(
         f"{count} workers ended while they worked on it, perhaps because memory ran out: give a worker more memory, "
         "or leave the slide out"
     )

@@ -26,6 +26,7 @@ class CollectionConfig(Settings):
     """The keys of a command that works on no slide and puts the results of a folder together."""
 
     node: ClassVar[str] = ""
+    marker: ClassVar[str] = RECORDS_FOLDER
 
     collect: Text
     debug: bool
@@ -38,10 +39,10 @@ class CollectionConfig(Settings):
 
     @rule
     def _check_folder(self) -> Iterator[str]:
-        if not (Path(self.collect) / RECORDS_FOLDER).is_dir():
+        if not (Path(self.collect) / self.marker).exists():
             yield (
-                f"{self.setting('collect')} has no records of slides ({RECORDS_FOLDER}): give the output of this "
-                "command, or the folder of its job in a multirun"
+                f"{self.setting('collect')} has no records of slides ({self.marker}): give the output of this command, "
+                "or the folder of its job in a multirun"
             )
 
 
@@ -92,11 +93,16 @@ def collect(cfg: DictConfig, kind: type[SlideTables[Any]]) -> None:
         PandaError: If the folder has no record of a run.
         SomeSlidesFailed: If slides failed or have no result yet.
     """
-    keys = OmegaConf.create({key: read_key(cfg, key) for key in CollectionConfig.model_fields})
-    folder = Path(check_config(keys, "collect").collect)
+    folder = read_folder(cfg, "collect")
     log_to_file(folder / f"{kind.command}.log")
     tables, run = kind.open_last(folder)
     _raise_faults(folder, _write_results(tables, run))
+
+
+def read_folder(cfg: DictConfig, entry_point: str) -> Path:
+    """Return the folder that `collect` names; the other keys of the configuration are not read."""
+    keys = OmegaConf.create({key: read_key(cfg, key) for key in CollectionConfig.model_fields})
+    return Path(check_config(keys, entry_point).collect)
 
 
 def _write_results(tables: SlideTables[Any], run: RunRecord) -> TableContents:

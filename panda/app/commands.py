@@ -49,9 +49,12 @@ def infer(cfg: DictConfig) -> None:
 
 @guard
 def audit(cfg: DictConfig) -> None:
-    """Inspect a data set."""
+    """Inspect a data set, or collect what shards left."""
     with pause_collection():
-        from panda.app.audit import audit as run  # noqa: PLC0415
+        if read_key(cfg, "collect") is None:
+            from panda.app.audit import audit as run  # noqa: PLC0415
+        else:
+            from panda.app.audit_collection import collect as run  # noqa: PLC0415
 
     run(cfg)
 

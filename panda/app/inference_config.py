@@ -10,7 +10,8 @@ from typing import Annotated, ClassVar
 from panda.app.cluster import WorkerCluster
 from panda.app.hydra_job import find_idle_faults
 from panda.app.inference_slides import check_labels_source, find_labelled_slides, find_slides
-from panda.app.sharded_slides import Cluster, ShardedSlides
+from panda.app.sharded_slides import ShardedSlides
+from panda.app.slide_division import Cluster
 from panda.data.feature_files import find_feature_files, read_origin
 from panda.data.manifest import SlideRecord, apply_groups, read_groups
 from panda.data.patients import divide_over_bags, group_bags

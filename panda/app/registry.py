@@ -48,6 +48,7 @@ def find_config(entry_point: str, plain: Mapping[str, Any]) -> type[Settings]:
         "infer": ("inference_config", "InferenceConfig" if plain.get("features") is None else "FeatureInferenceConfig"),
         "collect": ("collection", "CollectionConfig"),
         "audit": ("audit", "AuditConfig"),
+        "audit_collection": ("audit_collection", "AuditCollectionConfig"),
         "features": ("features_config", "FeaturesConfig"),
     }[entry_point]
     found: type[Settings] = getattr(importlib.import_module(f"panda.app.{module}"), name)

@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from panda.app.cluster import ClusterSettings
 from panda.app.inference_slides import FoundSlides, find_slides
-from panda.app.registry import Slot
+from panda.app.slide_division import DivisionKeys
 from panda.data.settings import SlideSettings
-from panda.data.shard import Shard, parse_shard
 from panda.inference.compute import EngineSettings
 from panda.settings import Text, rule
 from panda.tables import require_parquet
 
-Cluster = Annotated[ClusterSettings, Slot(ClusterSettings, ("panda.app.cluster",))]
 
-
-class ShardedSlides(SlideSettings):
+class ShardedSlides(DivisionKeys, SlideSettings):
     """The keys of a command that works on slides, or on a shard of them, here or on a cluster."""
 
     slides: Text
-    shard: Text | None
     engine: EngineSettings
-    cluster: Cluster
 
     @functools.cached_property
     def slide_list(self) -> FoundSlides:
         """All slides, and what was passed over."""
         return find_slides(self.slides)
-
-    @functools.cached_property
-    def own_shard(self) -> Shard | None:
-        """The shard of this process, None if it works on all slides."""
-        return None if self.shard is None else parse_shard(self.shard, os.environ)
 
     @property
     def own_slides(self) -> list[Path]:
@@ -63,7 +51,3 @@ class ShardedSlides(SlideSettings):
     @rule
     def _check_length(self) -> None:
         require_parquet(len(self.slide_list.paths))
-
-    @rule
-    def _check_shard(self) -> None:
-        _ = self.own_shard

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from panda.app.features_config import FeaturesConfig
-from panda.app.slide_work import DoneSlide, require_slides_here, sample_slides
+from panda.app.slide_division import require_slides_here, sample_slides
+from panda.app.slide_work import DoneSlide
 from panda.errors import PandaError
 from panda.inference.feature_extraction import FeatureExtractor, OnSlide
 from panda.inference.feature_output import FeatureRecord

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from panda.app.inference_config import InferenceConfig
-from panda.app.slide_work import DoneSlide, require_slides_here, sample_slides
+from panda.app.slide_division import require_slides_here, sample_slides
+from panda.app.slide_work import DoneSlide
 from panda.errors import PandaError
 from panda.inference.autotune import TunedMode, tune_mode
 from panda.inference.evaluate import open_label

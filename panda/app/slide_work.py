@@ -15,7 +15,6 @@ from panda.app.sharded_slides import ShardedSlides
 from panda.app.slide_progress import SlideProgress
 from panda.app.slide_tables import NamedResult
 from panda.data.failures import Failure
-from panda.errors import PandaError
 
 if TYPE_CHECKING:  # an optional package
     from panda.app.cluster_map import SlideCluster
@@ -25,8 +24,6 @@ Loaded_co = TypeVar("Loaded_co", bound="LoadedWork[Any]", covariant=True)
 Result = TypeVar("Result", bound=NamedResult)
 
 log = logging.getLogger(__name__)
-
-_MOST_SAMPLED = 20
 
 
 class LocalWork(Protocol[Loaded_co]):
@@ -75,15 +72,8 @@ def open_work(
         return
     from panda.app.cluster_map import open_cluster  # noqa: PLC0415  (an optional package)
 
-    is_new = not folder.exists()
-    make_folder(folder)
-    try:
-        with open_cluster(settings, work, folder) as cluster:
-            yield cluster
-    finally:
-        if is_new:
-            with contextlib.suppress(OSError):  # it is not empty unless the command was refused
-                folder.rmdir()
+    with open_cluster(settings, work, folder) as cluster:
+        yield cluster
 
 
 def run_on_cluster(cluster: SlideCluster[Any], paths: Sequence[Path], progress: SlideProgress) -> Iterable[str]:
@@ -96,20 +86,3 @@ def run_on_cluster(cluster: SlideCluster[Any], paths: Sequence[Path], progress: 
         else:
             progress.fail(path.stem, done)
     return notes
-
-
-def sample_slides(paths: Sequence[Path]) -> list[Path]:
-    """Return those of the first slides that exist."""
-    return [path for path in paths[:_MOST_SAMPLED] if path.exists()]
-
-
-def require_slides_here(sample: Sequence[Path]) -> None:
-    """Refuse a worker that sees none of the slides that the driver sees.
-
-    Raises:
-        PandaError: If none of them exists.
-    """
-    if sample and not any(path.exists() for path in sample):
-        raise PandaError(
-            f"{sample[0]}: there is no such slide there: share the folder of the slides, under the same path"
-        )

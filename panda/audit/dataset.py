@@ -6,28 +6,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from tqdm import tqdm
 
 from panda.audit import tables
+from panda.audit.audit_run import RUN_FILE, AuditRun
 from panda.audit.inspection import RULE_VERSIONS, Inspection
 from panda.audit.near_duplicates import find_duplicates
 from panda.audit.process_pool import run_in_processes
 from panda.audit.records import RecordFolder
 from panda.audit.slide_table import check_table, index_by_slide
+from panda.data.shard import Shard
 from panda.data.slide_files import sort_slide_files
+from panda.data.slide_records import NamedSlides
 from panda.data.slide_rows import IMAGES, TABLE, SlideRow, read_rows
 from panda.errors import ConfigError, PandaError
-from panda.files import hold_lock, remove_leftovers
+from panda.files import hold_lock, is_locked, remove_leftovers
 from panda.tables import write_table
 from panda.wsi.slide import SlideOptions
 
 log = logging.getLogger(__name__)
 
 RECORDS = "slides"
+WHOLE = Shard(1, 1)
+"""All slides as one shard."""
+
+Inspector = Callable[[Sequence[SlideRow]], Generator[tuple[SlideRow, int | None], None, None]]
+"""Inspects slides and writes their records; yields each with its number of findings, None if its process crashed."""
 
 
 def audit_folder(
@@ -42,15 +50,7 @@ def audit_folder(
     empty_means_benign: bool = False,
     progress: bool = True,
 ) -> tables.AuditSummary:
-    """Audit a table of slides, and return the content of `summary.json`.
-
-    `out` gets `audit.csv` with a row for each slide, `findings.csv` with a row for each finding, and `summary.json`.
-    If slides are inspected, `groups.csv` has the near-duplicate group of each slide, and `pairs.csv` the slides that
-    match. `slides/` then has the inspection and a picture of each slide.
-
-    The process may be killed at any moment. The next call inspects only slides without a record, or whose row or files
-    changed, and leaves the same bytes as one call without interruption. A second process on the same folder waits for
-    the first. Memory holds some kilobytes of each slide to compare all of them, and no picture.
+    """Audit a table of slides in this process and its workers, and return the content of `summary.json`.
 
     Args:
         root: The folder that holds `train.csv`, or a CSV, see `panda.data.slide_rows.read_rows`.
@@ -65,27 +65,140 @@ def audit_folder(
 
     Raises:
         ManifestError: If the table is missing or not a table.
-        ConfigError: If `out` has the audit of other data, or another `summary.json`; or if it has an audit of slides
-            and `slides` is False, because the findings of the table would replace those of the slides.
+        ConfigError: See `check_output`.
         OSError: If `out` cannot be written, or a slide has been removed since its inspection.
     """
-    root, out = Path(root), Path(out)
-    table = read_rows(root, labels)
-    if not slides and (out / tables.GROUPS).exists():
+    run = AuditRun(data=str(root), labels=labels, options=options, deep=deep, empty_means_benign=empty_means_benign)
+    audit = Audit(run, Path(out), slides=slides)
+    if slides:
+        audit.inspect(audit.use_processes(workers), progress=progress)
+    return audit.write()
+
+
+class Audit:
+    """The audit of a table of slides in a folder.
+
+    `out` gets `audit.csv` with a row for each slide, `findings.csv` with a row for each finding, and `summary.json`.
+    If slides are inspected, `groups.csv` has the near-duplicate group of each slide, and `pairs.csv` the slides that
+    match. `slides/` then has the inspection and a picture of each slide.
+
+    The process may be killed at any moment. The next one inspects only slides without a record, or whose row or files
+    changed, and leaves the same bytes as one without interruption. Processes with different shards divide the slides;
+    a second one with the same shard waits for the first. Memory holds some kilobytes of each slide to compare all of
+    them, and no picture.
+
+    Args:
+        run: What is inspected, and how.
+        out: The folder to write to.
+        slides: Inspect slides and masks, or read only the table.
+
+    Raises:
+        ManifestError: If the table is missing or not a table.
+        ConfigError: See `check_output`.
+    """
+
+    def __init__(self, run: AuditRun, out: Path, *, slides: bool = True) -> None:
+        self.run, self.out, self._has_slides = run, out, slides
+        self._root = Path(run.data)
+        self._table = read_rows(self._root, run.labels)
+        self._rows = index_by_slide(self._table)
+        self.slides = [row for row in self._rows.values() if row.has_file]
+        check_output(out, self._root, slides=slides)
+        folder = self._root if self._root.is_dir() else self._root.parent
+        self.records = RecordFolder(out / RECORDS, folder, run.options, run.deep, run.empty_means_benign)
+
+    def use_processes(self, workers: int) -> Inspector:
+        """Return an inspector with processes of this machine."""
+        return lambda rows: run_in_processes(self.records.inspect, rows, min(workers, len(rows)))
+
+    def inspect(self, inspect: Inspector, shard: Shard = WHOLE, *, progress: bool = True) -> None:
+        """Inspect every slide of a shard that has no record of its present files."""
+        own = [row for row in self.slides if shard.holds(row.slide_id)]
+        part = self.out / (RECORDS if shard == WHOLE else f"{RECORDS}-{shard.number}-of-{shard.count}")
+        with hold_lock(part):
+            self._begin(part)
+            pending = [row for row in own if not self.records.is_current(row)]
+            if kept := len(own) - len(pending):
+                log.info(
+                    "%s: %s of %s slides have not changed since their inspection", self.records.folder, kept, len(own)
+                )
+            if not pending:
+                return
+            bar = tqdm(total=len(own), initial=kept, desc="slides", unit="slide", disable=not progress, smoothing=0.05)
+            crashed = found = 0
+            with bar, closing(inspect(pending)) as results:
+                for row, findings in results:
+                    if findings is None:
+                        self.records.write_crash(row)
+                        crashed += 1
+                        log.warning("slide %s: the process that inspected it crashed; see its finding", row.slide_id)
+                    found += 1 if findings is None else findings
+                    bar.set_postfix(findings=found, **({"crashed": crashed} if crashed else {}), refresh=False)
+                    bar.update()
+
+    def _begin(self, part: Path) -> None:
+        """Leave `audit.json`, and remove what killed processes left if no other one is at work."""
+        with hold_lock(self.out / tables.AUDIT):
+            check_output(self.out, self._root)  # another one may have begun
+            remove_leftovers(self.out)
+            self.run.write(self.out)
+            locks = self.out.glob(f".{RECORDS}*.lock")
+            parts = {path.with_name(path.name[1:].removesuffix(".lock")) for path in locks}
+            # A process that begins now holds its lock already, and waits for the other one before it writes a record.
+            if not any(map(is_locked, parts - {part})):
+                remove_leftovers(self.records.folder)
+        if self._root.is_dir():
+            _log_unlisted(self._table, self._root / IMAGES)
+
+    def is_finished(self) -> bool:
+        """Return whether no slide is left to inspect."""
+        return all(map(self.records.is_current, self.slides))
+
+    def has_all(self) -> bool:
+        """Return whether each slide has a record, also if the system refused its files."""
+        return all(map(self.records.has_record, self.slides))
+
+    def list_missing(self) -> NamedSlides:
+        """Return the slides without a record of their present files."""
+        missing = NamedSlides()
+        for row in self.slides:
+            if not self.records.has_record(row):
+                missing.add(row.slide_id)
+        return missing
+
+    def write(self) -> tables.AuditSummary:
+        """Write all tables, from the records of all slides; the summary last."""
+        with hold_lock(self.out / tables.AUDIT):
+            remove_leftovers(self.out)
+            return _write_all(self._table, self.records if self._has_slides else None, self.out, self._root)
+
+
+def check_output(out: Path, root: Path, *, slides: bool = True) -> None:
+    """Refuse a folder that has something else than an audit of these data, which may have been moved.
+
+    Raises:
+        ConfigError: If `out` has the audit of other data, or another `summary.json`; or if it has an audit of slides
+            and `slides` is False, because the findings of the table would replace those of the slides.
+    """
+    if not slides and ((out / RUN_FILE).exists() or (out / tables.GROUPS).exists()):
         raise ConfigError(
             f"audit.slides=false: {out} has an audit of the slides, whose findings those of the table alone would "
             f"replace; give another audit.output, or remove audit.slides=false: inspected slides are kept"
         )
-    _check_output(out, root)
-    folder = root if root.is_dir() else root.parent
-    records = RecordFolder(out / RECORDS, folder, options, deep, empty_means_benign)
-    with hold_lock(out / tables.AUDIT):
-        remove_leftovers(out)
-        if slides:
-            if root.is_dir():
-                _log_unlisted(table, root / IMAGES)
-            _inspect_all([row for row in index_by_slide(table).values() if row.has_file], records, workers, progress)
-        return _write_all(table, records if slides else None, out, root)
+    for name, kind in ((RUN_FILE, AuditRun), (tables.SUMMARY, tables.AuditSummary)):
+        if not (out / name).exists():
+            continue
+        try:
+            other = Path(kind.read(out).data)
+        except (OSError, PandaError) as error:
+            raise ConfigError(
+                f"audit.output={out}: its {name} is not that of an audit of this version ({error}); give another folder"
+            ) from error
+        if ((other / TABLE).is_file() or other.is_file()) and other.resolve() != root.resolve():
+            raise ConfigError(
+                f"audit.output={out} holds the audit of {other}, and that of {root} would replace it; give another "
+                "folder"
+            )
 
 
 def _log_unlisted(table: Sequence[SlideRow], folder: Path) -> None:
@@ -95,44 +208,6 @@ def _log_unlisted(table: Sequence[SlideRow], folder: Path) -> None:
     unlisted = [f"{len(files.slides)} slides"] * bool(files.slides)
     if text := ", ".join([*unlisted, files.describe_passed_over()]).removesuffix(", "):
         log.info("%s: in no row of %s: %s", folder, TABLE, text)
-
-
-def _check_output(out: Path, root: Path) -> None:
-    """Refuse a folder that has something else than an audit of these data, which may have been moved."""
-    if not (out / tables.SUMMARY).exists():
-        return
-    try:
-        other = Path(tables.AuditSummary.read(out).data)
-    except (OSError, PandaError) as error:
-        raise ConfigError(
-            f"audit.output={out}: its {tables.SUMMARY} is not that of an audit of this version ({error}); "
-            "give another folder"
-        ) from error
-    if ((other / TABLE).is_file() or other.is_file()) and other.resolve() != root.resolve():
-        raise ConfigError(
-            f"audit.output={out} holds the audit of {other}, and that of {root} would replace it; give another folder"
-        )
-
-
-def _inspect_all(rows: Sequence[SlideRow], records: RecordFolder, workers: int, progress: bool) -> None:
-    """Inspect every slide that has no record of its present files."""
-    remove_leftovers(records.folder)
-    pending = [row for row in rows if not records.is_current(row)]
-    if kept := len(rows) - len(pending):
-        log.info("%s: %s of %s slides have not changed since their inspection", records.folder, kept, len(rows))
-    if not pending:
-        return
-    bar = tqdm(total=len(rows), initial=kept, desc="slides", unit="slide", disable=not progress, smoothing=0.05)
-    crashed = found = 0
-    with bar, closing(run_in_processes(records.inspect, pending, min(workers, len(pending)))) as results:
-        for row, findings in results:
-            if findings is None:
-                records.write_crash(row)
-                crashed += 1
-                log.warning("slide %s: the process that inspected it crashed; see its finding", row.slide_id)
-            found += 1 if findings is None else findings
-            bar.set_postfix(findings=found, **({"crashed": crashed} if crashed else {}), refresh=False)
-            bar.update()
 
 
 def _write_all(table: Sequence[SlideRow], records: RecordFolder | None, out: Path, root: Path) -> tables.AuditSummary:

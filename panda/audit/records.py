@@ -72,13 +72,11 @@ class RecordFolder:
 
     def is_current(self, row: SlideRow) -> bool:
         """Return whether there is a complete record of the files as they are now."""
-        try:
-            return self._load(row.slide_id).fingerprint == self.fingerprint_slide(row)
-        except OSError:
-            return False
-        except PandaError as error:
-            log.warning("%s", error)
-            return False
+        return self._read_fingerprint(row) == self.fingerprint_slide(row)
+
+    def has_record(self, row: SlideRow) -> bool:
+        """Return whether there is a record of the files as they are now, or of a slide that the system refused."""
+        return self._read_fingerprint(row) in ("", self.fingerprint_slide(row))
 
     def read(self, row: SlideRow) -> Inspection:
         """Read the inspection of a slide; it is empty if the id cannot name a file."""
@@ -105,7 +103,7 @@ class RecordFolder:
 
     def write_crash(self, row: SlideRow) -> None:
         """Write the record of a slide whose inspection crashes its process."""
-        message = "the process that inspected it crashed twice, the second time with no other slide to inspect"
+        message = "the process that inspected it crashed, with no other slide to blame"
         self._write(Record(self.fingerprint_slide(row), _describe_failure(row, message)), None)
 
     def _write(self, record: Record, picture: NDArray[np.uint8] | None) -> None:
@@ -118,6 +116,15 @@ class RecordFolder:
             assert done
             write_whole(picture_path, data.tobytes())
         write_json(self.folder / f"{stem}.json", _ADAPTER.dump_python(record, mode="json"))
+
+    def _read_fingerprint(self, row: SlideRow) -> str | None:
+        try:
+            return self._load(row.slide_id).fingerprint
+        except OSError:
+            return None
+        except PandaError as error:
+            log.warning("%s", error)
+            return None
 
     def _load(self, slide_id: str) -> Record:
         path = self.folder / f"{make_file_stem(slide_id)}.json"

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import logging
 import runpy
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from panda.app.cluster_map import DeadlySlideError, SlideCluster
 from panda.app.entry_point import forget_refusals
+from panda.app.slide_inspection import inspect_on_cluster
+from panda.audit.audit_run import AuditRun
+from panda.audit.dataset import Audit
+from panda.data.slide_rows import SlideRow
 from panda.synthetic.dataset import SyntheticSpec, draw_dataset
 from tests.integration.entry_points import REPOSITORY, table
+from tests.light_inspection import LightInspection
 
 
 @pytest.fixture
@@ -109,7 +117,95 @@ def test_audit_embedded_slides_have_no_finding(
     assert "near-duplicates: none" in capsys.readouterr().err
 
 
+def _files(out: Path) -> dict[str, bytes]:
+    """Read what an audit leaves, except its logs and locks."""
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and path.suffix != ".log" and not path.name.startswith(".")
+    }
+
+
+def test_audit_parts_write_same_bytes(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ("data=panda", f"data.root={home / 'data'}", "audit.output=out")
+    parts: dict[str, list[tuple[str, ...]]] = {
+        "whole": [("audit.workers=1",)],
+        "shards": [("audit.workers=1", f"shard={number}/2") for number in (1, 2)],
+        "workers": [("cluster=local", "cluster.workers=1")],
+    }
+    monkeypatch.setattr("panda.app.slide_inspection.SlideInspection", LightInspection)
+    for name, commands in parts.items():
+        (home / name).mkdir()
+        monkeypatch.chdir(home / name)
+        for command in commands:
+            assert not Path("out/audit.csv").exists()
+            assert enter(monkeypatch, *typed, *command) == 0, capsys.readouterr().err
+    whole = _files(home / "whole" / "out")
+    assert {"audit.csv", "findings.csv", "groups.csv", "report.html"} <= set(whole)
+    assert _files(home / "shards" / "out") == whole
+    assert _files(home / "workers" / "out") == whole
+    err = capsys.readouterr().err
+    assert err.count("shard 1/2 is done; the last one writes the tables, or python audit.py collect=out") == 1
+    assert err.count("report: out/report.html") == 3
+    monkeypatch.chdir(home / "shards")
+    for name in ("audit.csv", "groups.csv", "report.html"):
+        Path("out", name).unlink()
+    assert enter(monkeypatch, "collect=out") == 0
+    assert _files(home / "shards" / "out") == whole
+    assert len(list(Path("out").glob("audit-*-of-2.log"))) == 2
+    monkeypatch.delattr("panda.app.cluster.LocalCluster.connect")  # no worker starts for slides that are inspected
+    assert enter(monkeypatch, *typed, "cluster=local") == 0
+    assert _files(home / "shards" / "out") == whole
+
+
+def test_audit_parts_that_cannot_be_are_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = ("data=panda", "data.root=data")
+    AuditRun(data="data").write(home / "begun")
+    shutil.copytree(home / "data", home / "other")
+    for given, said in (
+        ((*typed, "shard=1/2", "cluster=local"), "shard=1/2 and cluster=…: a cluster divides the slides itself"),
+        ((*typed, "shard=3/2"), "shard=3/2: K must be 1 to 2"),
+        ((*typed, "shard=1/2", "audit.slides=false"), "shard=1/2 needs audit.slides=true"),
+        ((*typed, "cluster=local", "audit.slides=false"), "cluster=… needs audit.slides=true"),
+        (
+            (*typed, "cluster=local", "audit.workers=2", "cluster.gpus=1"),
+            "audit.workers=2, cluster.gpus=1 are not used",
+        ),
+        ((*typed, "shard=1/2", "audit.output=''"), "audit.output='' must be text that is not empty"),
+        ((*typed[:1], "data.root=other", "shard=1/2", "audit.output=begun"), "begun holds the audit of data, and that"),
+        ((*typed, "audit.slides=false", "audit.output=begun"), "begun has an audit of the slides"),
+        (("-m", *typed, "shard=1/2,2/2"), "each job of a multirun has an output of its own"),
+        (("collect=audit",), "collect=audit has no records of slides (audit.json)"),
+        (("collect=begun", "data=panda"), "data=panda is not used with collect=begun, which opens no slides"),
+        (("collect=begun",), "begun: 2 of 2 slides are not inspected yet"),
+    ):
+        assert enter(monkeypatch, *given) == 1
+        assert said in capsys.readouterr().err
+        assert [path.name for path in (home / "begun").iterdir()] == ["audit.json"]
+        assert not (home / "audit" / "audit.json").exists()
+
+
+def test_audit_slide_that_kills_workers_is_a_finding(home: Path) -> None:
+    audit, deadly = Audit(AuditRun(data=str(home / "data")), home / "out"), DeadlySlideError("3 workers ended")
+    rows = audit.slides
+
+    class Workers:
+        def map(self, rows: Sequence[SlideRow]) -> Iterator[tuple[SlideRow, Any]]:
+            yield from zip(rows, (deadly, OSError(28, "No space left on device")), strict=True)
+
+    inspected = inspect_on_cluster(cast(SlideCluster[str], Workers()), rows)
+    assert next(inspected) == (rows[0], None)
+    with pytest.raises(OSError, match="No space left"):
+        next(inspected)
+
+
 def test_audit_does_not_import_torch() -> None:
-    code = "import sys, panda.app.audit, panda.audit.dataset, panda.audit.page; print('torch' in sys.modules)"
+    modules = ("audit.dataset", "audit.page", "app.audit", "app.audit_collection", "app.slide_inspection")
+    names = ", ".join(f"panda.{name}" for name in (*modules, "app.cluster_map", "app.cluster_worker"))
+    code = f"import sys, {names}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
