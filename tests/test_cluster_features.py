@@ -70,6 +70,7 @@ def test_features_do_not_depend_on_shards(extract: Extract, monkeypatch: pytest.
     assert read_tables("shards") == read_tables("whole")
 
 
+@pytest.mark.slow
 def test_features_workers_write_same_bytes_and_killer_fails(extract: Extract, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = extract("whole")
     with monkeypatch.context() as patched:
