@@ -11,16 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from pydantic import Field
 
+from panda.app.calls import compose_job
 from panda.app.entry_point import Interrupted, enter, guard, refuse, set_up_logging
 from panda.app.hydra_job import AUTO, sweep_folder
 from panda.app.resume import SESSION_KEYS
 from panda.app.search_space import Words, parse_words
-from panda.choices import CONF
 from panda.errors import INSTALL_CLUSTER, ConfigError, PandaError
 from panda.report.job_end import JobEnd
 from panda.settings import Count, Seed, Settings, Text, accept, escape
@@ -131,11 +129,7 @@ def _check_probes(words: Words, name: str) -> tuple[str, bool]:
 
 def _compose(overrides: Sequence[str], folder: Path) -> DictConfig:
     """Compose the configuration of a trial, as Hydra does for train.py. It resumes what the folder holds."""
-    with initialize_config_dir(str(CONF), version_base="1.3", job_name="train"):
-        cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
+    cfg = compose_job("train", overrides)
     cfg.name, cfg.run_dir, cfg.resume = folder.name, escape(str(folder)), AUTO
     return cfg
 

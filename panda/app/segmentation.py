@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from panda.app.dashboard import log_csv, log_threshold_curve
@@ -23,6 +24,8 @@ from panda.tasks.gleason_search import GleasonRuleChoice
 from panda.tasks.metadata import SegmentationMetadata, TrainedResolution
 from panda.tasks.segmentation import SegmentationTask
 from panda.tasks.threshold import ThresholdChoice
+
+log = logging.getLogger(__name__)
 
 
 class SegmentationExperiment:
@@ -68,15 +71,12 @@ class SegmentationExperiment:
             metadata = self.prepare()
         finally:
             run.failures.extend(self.failures)
+        log.info("patches of each split, for panda.PatchSet: %s", data.get_patches("train").rows.path.parent)
         run.notes += self.network.notes
         splits = self._list_used()
         require_cancer("train", data.get_patches("train"), splits["train"])
         run.notes += require_cancer("val", data.get_patches("val"), splits["val"])
-        names: dict[Split, str] = {"train": "training", "val": "validation"}
-        for split, name in names.items():
-            if contradicting := data.list_contradictions(split):
-                found = describe_contradiction(name, contradicting, len(splits[split]))
-                run.notes.append(f"No patches are taken from: {found}.")
+        run.notes += self._describe_left_out(splits)
         note_level(metadata.resolution, run.notes)
         task = SegmentationTask(
             self.network,
@@ -153,6 +153,15 @@ class SegmentationExperiment:
         pictures = {f"curves/{name}": run.folder / f"{name}.png" for name in curves}
         run.log_summary(summary, pictures, task="segmentation", threshold=summary.threshold)
         return summary
+
+    def _describe_left_out(self, splits: Mapping[Split, Sequence[SlideRecord]]) -> list[str]:
+        """Return a note on the slides of training and of validation that give no patches."""
+        names: dict[Split, str] = {"train": "training", "val": "validation"}
+        return [
+            f"No patches are taken from: {describe_contradiction(name, contradicting, len(splits[split]))}."
+            for split, name in names.items()
+            if (contradicting := self.data.list_contradictions(split))
+        ]
 
     def _list_used(self) -> dict[Split, list[SlideRecord]]:
         """Return the slides of each split without those that failed."""

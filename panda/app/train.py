@@ -103,6 +103,7 @@ def _begin(cfg: DictConfig, group: RankGroup | None) -> float:
                 return math.nan
         if begun.finished:
             log.info("%s: finished before", begun.folder)
+            cfg.run_dir = escape(str(begun.folder))
             lost = len(read_output_table(begun.folder / "failures.csv"))
             return _return_figure(begun.folder, lost, find_objective(begun.finished))
         return _train(cfg, config, begun, held, group=group, started=started)
@@ -283,7 +284,7 @@ def build_trainer(
         ),
         Patience(monitor=monitor, mode=mode, patience=cfg.task.patience, check_finite=False),
         LearningRateLogger(),
-        ProgressBar(refresh_rate=5),
+        *([ProgressBar(refresh_rate=5)] if cfg.trainer.enable_progress_bar else []),
     ]
     trainer = cfg.trainer.build(
         logger=loggers,

@@ -294,6 +294,7 @@ class PatchDataModule(pl.LightningDataModule):
         return PatchDataSummary(
             root=str(self.settings.source),
             store=str(self.store_folder),
+            manifests={name: str(patches.rows.path) for name, patches in sets},
             settings=self.patch_settings.model_dump(mode="json"),
             colours=self.describe_colors(),
             split=self.settings.split if self.settings.splits is None else str(self.settings.splits),

@@ -24,6 +24,9 @@ class PatchDataSummary(DataSummary, frozen=True):
     """The slides of a run and the patches that were cut from them."""
 
     store: str = Field(description="Folder of the patches.")
+    manifests: dict[str, str] = Field(
+        default={}, description="Split to its list of patches, which `panda.PatchSet` takes. Absent in older runs."
+    )
     settings: dict[str, JsonValue] = Field(description="How patches were cut: keys of `data`.")
     split: str = Field(description="`holdout`, `kfold`, `patches` of one slide, or the file of the splits.")
     seed: NonNegativeInt = Field(description="Seed of the split.")
