@@ -10,7 +10,7 @@ from panda.inference.grading_metrics import (
     GradingSplitFigures,
 )
 from panda.inference.segmentation_figures import SegmentationFigures, SegmentationSplitFigures
-from panda.report.run_summary import PatchFigures, RunSummary, parse_summary
+from panda.report.run_summary import EvaluationSummary, PatchFigures, RunSummary, parse_summary
 from panda.tasks.figures import Figures
 
 _PARTS: dict[type[Figures], type[Figures]] = {
@@ -77,4 +77,5 @@ def make_summary(given: Mapping[str, Any]) -> RunSummary:
     """Return the summary of a run."""
     summary, faults = parse_summary(fill_summary(given))
     assert summary is not None, faults
+    assert not isinstance(summary, EvaluationSummary)
     return summary

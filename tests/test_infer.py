@@ -1,6 +1,7 @@
 """One output folder of inference after runs over different slides, settings and failures."""
 
 import csv
+import html
 import json
 import shutil
 import threading
@@ -33,12 +34,15 @@ from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_images import write_heatmap
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import SlideResult
+from panda.report.headline import format_headline
+from panda.report.run_summary import EvaluationSummary, parse_summary
 from panda.tables import read_output_table
 from panda.wsi.label_maps import LabelMap
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import RULES, find_tissue
 from tests.checkpoints import grading_checkpoint, segmentation_checkpoint
 from tests.pyramids import write_pyramid
+from tests.summaries import fill_summary
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 Infer = Callable[..., list[SlideResult]]
@@ -715,12 +719,90 @@ def test_infer_labels_scores_slides_that_have_mask(tmp_path: Path, slides: Path,
         assert float(table[name]["tumor_difference_mm2"]) == pytest.approx(difference)
         with Image.open(tmp_path / "out" / name / "map.png") as image:
             assert (np.asarray(image)[..., 2] > 0).any()
+    assert not (tmp_path / "out" / "c" / "score.npz").exists()
     (masks / "a_mask.tiff").unlink()
     (masks / "b_mask.tiff").unlink()
     with pytest.raises(ConfigError, match=r"labels=.*train_label_masks: there is no .*train.csv; give the folder"):
         run("*.tiff", f"labels={masks}")
     with pytest.raises(ConfigError, match="none of the 3 slides has a mask there \\(2 are in its table\\)"):
         run("*.tiff", f"labels={tmp_path}")
+
+
+def label_slides(tmp_path: Path) -> tuple[str, ...]:
+    """Label three slides of two patients, one past its tissue, and return the keys that evaluate them."""
+    for name, right in (("a", 300), ("b", 560), ("c", 0)):
+        codes = np.ones((512, 640), np.uint8)
+        codes[100:400, 100:right] = 2
+        write_pyramid(tmp_path / "train_label_masks" / f"{name}_mask.tiff", codes)
+    rows = ["a,karolinska,1,3+3", "b,karolinska,4,4+4", "c,karolinska,0,negative"]
+    (tmp_path / "train.csv").write_text("\n".join(["image_id,data_provider,isup_grade,gleason_score", *rows, ""]))
+    (tmp_path / "groups.csv").write_text("image_id,patient\na,p\nb,p\nc,q\n")
+    return f"labels={tmp_path}", f"groups={tmp_path / 'groups.csv'}", "threshold=0.42"
+
+
+def read_evaluation(out: Path) -> EvaluationSummary:
+    summary, faults = parse_summary(json.loads((out / "summary.json").read_text()))
+    assert isinstance(summary, EvaluationSummary), faults
+    return summary
+
+
+def test_infer_labels_are_evaluated_as_a_test_of_training(
+    tmp_path: Path, run: Infer, panda_log: pytest.LogCaptureFixture
+) -> None:
+    labels, training = label_slides(tmp_path), tmp_path / "train"
+    (training / "checkpoints").mkdir(parents=True)
+    shutil.copy(tmp_path / "best.ckpt", training / "checkpoints" / "best.ckpt")
+    test = {"dice": 0.9, "dice_interval": [0.8, 0.99], "slide_specificity": 0.5}
+    (training / "summary.json").write_text(json.dumps(fill_summary({"test": test})))
+    run("*.tiff", *labels, f"checkpoint={training / 'checkpoints' / 'best.ckpt'}")
+    out = tmp_path / "out"
+    table = read_output_table(out / "test_slides.csv")
+    counts = np.array([[int(row[key]) for key in ("tp_px", "fp_px", "fn_px")] for row in table])
+    tp, fp, fn = counts.sum(axis=0).tolist()
+    summary = read_evaluation(out)
+    assert summary.test.dice == pytest.approx(2 * tp / (2 * tp + fp + fn))
+    assert (summary.test.slides, summary.test.benign_slides, summary.test.groups) == (3, 1, 2)
+    assert set(summary.test.by_grade) == {"0", "1", "4"}
+    outside = [int(row["cancer_outside_tissue_px"]) for row in table]
+    assert 15 * 75 <= outside[1] <= counts[1][2], "15 columns of the label are past the tissue"
+    assert summary.test.cancer_outside_tissue_percent == pytest.approx(100 * sum(outside) / (tp + fn))
+    by_key = {one.figure: one for one in summary.against_training}
+    assert (by_key["dice"].test, by_key["dice"].is_within) == (0.9, False)
+    assert by_key["slide_specificity"].is_within is None
+    assert summary.agreement is not None
+    assert summary.agreement.slides == 3
+    page = html.unescape((out / "report.html").read_text())
+    for said in ("Against the labels", "Against the test of the training", "of the labelled cancer", "limits of agree"):
+        assert said in page
+    said = f"evaluation (test on 3 slides at threshold 0.420): Dice {summary.test.dice:.3f} (all tissue: "
+    assert format_headline(summary).startswith(said)
+    assert "False alarms: 1 of 1 cancer-free slides" in panda_log.text
+    with pytest.raises(ConfigError, match=r"groups=.* is used with labels=… only"):
+        run("*.tiff", labels[1])
+
+
+def test_infer_labels_over_shards_are_evaluated_alike(tmp_path: Path, run: Infer) -> None:
+    labels, parts = label_slides(tmp_path), tmp_path / "parts"
+    run("*.tiff", *labels)
+    whole = tmp_path / "out"
+    for part in ("shard=1/2", "shard=2/2"):
+        run("*.tiff", *labels, f"output={parts}", f"run_dir={parts}", part)
+    collected = OmegaConf.create({"collect": str(parts), "debug": False, "run_dir": str(parts)})
+    collect_maps(collected)
+    changing = {"name", "created", "threshold_choice"}
+    contents = [read_evaluation(folder).model_dump(exclude=changing) for folder in (whole, parts)]
+    assert contents[0] == contents[1]
+    assert (whole / "test_slides.csv").read_bytes() == (parts / "test_slides.csv").read_bytes()
+
+    (parts / "a" / "score.npz").write_bytes(b"no zip")
+    collect_maps(collected)
+    damaged = read_evaluation(parts)
+    assert damaged.test.slides == 2
+    assert any("score.npz: it cannot be read" in note for note in damaged.notes)
+
+    run("*.tiff", "threshold=0.42")
+    assert not (whole / "summary.json").exists(), "no slide has labels now"
+    assert not (whole / "a" / "score.npz").exists()
 
 
 def test_infer_labels_of_provider_in_checkpoint_only_are_scored(tmp_path: Path, run: Infer) -> None:

@@ -155,6 +155,7 @@ def _summarize(
         date=make_timestamp(),
         last_run=last_run,
         labels=config.labels,
+        groups=config.groups,
         gleason_rule=metadata.gleason_rule,
         calibration=grading.calibration if grading else None,
         abstention=grading.abstain_below if grading else None,

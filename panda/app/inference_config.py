@@ -39,7 +39,7 @@ Threshold = Annotated[
 
 MAP_KEYS = (
     *("quantify", *(f"quantify.{limit}" for limit in QuantifySettings.model_fields)),
-    *("threshold", "provider", "labels", "colour_map", "geojson", "shard"),
+    *("threshold", "provider", "labels", "groups", "colour_map", "geojson", "shard"),
     *(f"engine.{key}" for key in EngineSettings.model_fields if key != "device"),
     "cluster",
 )
@@ -65,6 +65,7 @@ class InferenceKeys(SlideSettings):
     threshold: Threshold
     provider: Text | None
     labels: Text | None
+    groups: Text | None
     colour_map: ColourMap
     geojson: Features
     debug: bool
@@ -124,6 +125,15 @@ class InferenceConfig(ShardedSlides, InferenceKeys):
     @rule
     def _check_labels(self) -> None:
         _ = self.labelled
+
+    @rule
+    def _check_groups(self) -> Iterator[str]:
+        if self.groups is None:
+            return
+        if self.labels is None:
+            yield f"{self.setting('groups')} is used with labels=… only, for the intervals of its figures: remove it"
+        else:
+            apply_groups(list(self.labelled.values()), read_groups(self.groups, "groups")[0])
 
     @rule
     def _check_cluster(self) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,10 +17,15 @@ from panda.data.slide_state import read_state
 from panda.errors import PandaError
 from panda.files import remove_leftovers
 from panda.inference.slide_result import RESULT_FILE, SlideResult
+from panda.report.evaluation import write_evaluation
 from panda.report.grade_notes import describe_mark
+from panda.report.headline import format_headline
 from panda.report.inference_page import write_inference_page
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
 from panda.report.slide_page import PAGE
+from panda.report.trivial_answers import list_alarms
+
+log = logging.getLogger(__name__)
 
 
 def collect_maps(cfg: DictConfig) -> None:
@@ -41,10 +47,15 @@ class InferenceTables(SlideTables[SlideResult]):
         return cls(folder, run.made_with)
 
     def write_summary(self, run: RunRecord, notes: Sequence[str]) -> None:
-        """Write `inference.json`, see `SlideTables.write_summary`."""
+        """Write `inference.json`, and the evaluation of slides with labels, see `SlideTables.write_summary`."""
         summary = parse_summary(self.folder, run, InferenceSummary)
         remove_leftovers(self.folder, INFERENCE_FILE)
         summary.model_copy(update={"notes": [*summary.notes, *notes]}).write(self.folder)
+        evaluation = write_evaluation(self.folder, summary)
+        if evaluation is not None:
+            log.info("%s", format_headline(evaluation))
+            for alarm in list_alarms(evaluation.test):
+                log.warning("%s", alarm.text)
 
     def write_page(self) -> Path:
         """See `SlideTables.write_page`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from panda.inference.panel_patches import PanelRow, select_panel_rows
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
 from panda.inference.rule_grade import RuleGrader
+from panda.inference.scored_row import make_scored_row
 from panda.inference.slide_loop import make_tile_callback, run_over_slides
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_score import SlideScore
@@ -29,9 +30,6 @@ from panda.report.slide_folder import write_slide_folder
 from panda.tables import write_table
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import TissueMap
-
-QUANTIFIED = {"tumor_percent_of_tissue", "tumor_mm2", "tissue_mm2", "num_regions"}
-"""Columns of the table of slides that come from the quantification."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,7 @@ def map_slides(
                     )
                 )
                 result = write_slide_folder(mapped.files)
-        own = result.model_dump(include=QUANTIFIED) | result.list_rule_columns()
-        own |= result.list_class_areas() | mapped.score.list_class_columns(threshold, classes)
-        table.append(asdict(mapped.score.compute_metrics(threshold)) | own)
+        table.append(make_scored_row(mapped.score, result, threshold, classes))
         return ScoredSlide(mapped.score, result.rule_grade)
 
     scores = run_over_slides(records, data.slide_options, "slides", work, run.failures.append)

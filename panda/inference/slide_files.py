@@ -21,6 +21,7 @@ from panda.inference.quantify import Measurements, Quantification, QuantifySetti
 from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
 from panda.inference.slide_result import RESULT_FILE, LabelMetrics, Provenance, SlideResult
+from panda.inference.slide_score import SCORE_FILE, SlideScore, write_score
 from panda.stored import InSample
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_mask import LabelMask
@@ -49,6 +50,7 @@ class SlideFiles:
         in_sample: Role of the slide when the networks were trained.
         provenance: What made the result.
         label: The label mask, if there is one.
+        score: The score against the mask.
         against_label: Metrics against the mask; the difference of the areas is added when the tumour is measured.
         grade: The grade, None without a grader, or if the slide could not be graded.
         grade_note: Why a slide has no grade although there is a grader.
@@ -67,6 +69,7 @@ class SlideFiles:
     provenance: Provenance
     label: LabelMask | None = None
     against_label: LabelMetrics | None = None
+    score: SlideScore | None = None
     grade: Grade | None = None
     grade_note: str | None = None
     rule_grader: RuleGrader | None = None
@@ -96,6 +99,7 @@ class SlideFiles:
                 view = self._write_overview(canvas, found)
                 write_geojson(found, slide, canvas.resolution, self.folder / "regions.geojson", self.features)
                 write_ome_tiff(canvas, slide, self.folder / "probability.ome.tiff")
+                self._write_score()
                 heatmap.result()
             result = self._make_result(found, canvas.resolution, view)
             result.write(self.folder)
@@ -126,6 +130,13 @@ class SlideFiles:
     def _grade_by_rule(self, found: Quantification, resolution: Resolution) -> RuleGrade | None:
         grader = self.rule_grader
         return None if grader is None else grader.grade_areas(found.classes, resolution.pixel_area_um2)
+
+    def _write_score(self) -> None:
+        """Write the score against the mask, or remove that of an earlier mask."""
+        if self.score is None:
+            (self.folder / SCORE_FILE).unlink(missing_ok=True)
+        else:
+            write_score(self.folder / SCORE_FILE, self.score)
 
     def _make_result(self, found: Quantification, resolution: Resolution, view: Resolution) -> SlideResult:
         slide = self.slide

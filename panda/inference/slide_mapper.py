@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 OUTPUTS = (
     *("report.html", "quantification.csv", "failures.csv", "inference.json", "engine.json", "infer.log"),
+    *("summary.json", "test_slides.csv"),
     RECORDS_FOLDER,
     KEPT_TABLES,
 )
@@ -196,6 +197,7 @@ class SlideMapper:
                 in_sample=self.find_role(record.slide_id if record else slide.slide_id),
                 provenance=self.provenance,
                 label=label,
+                score=score,
                 against_label=_compute_label_metrics(score, self.threshold) if score else None,
                 grade=grade,
                 rule_grader=self.rule_grader,
@@ -212,7 +214,9 @@ def _list_network_fields(predictor: SegmentationPredictor) -> set[str]:
 
 def _compute_label_metrics(score: SlideScore, threshold: float) -> LabelMetrics:
     """Return the metrics of a map at a threshold."""
-    metrics = asdict(score.compute_metrics(threshold)) | {"tumor_difference_mm2": None}
+    share = 100 * score.outside_px / score.labelled_px if score.labelled_px else None
+    metrics = asdict(score.compute_metrics(threshold))
+    metrics |= {"tumor_difference_mm2": None, "cancer_outside_tissue_percent": share}
     return LabelMetrics(**{key: metrics[key] for key in LABEL_METRICS})
 
 

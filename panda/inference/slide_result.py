@@ -14,7 +14,7 @@ from panda.files import fingerprint, write_json
 from panda.inference.grade import GradeRecord, RuleGrade, list_grade_columns
 from panda.inference.modes import TTA, Precision
 from panda.inference.quantify import Measurements, QuantifySettings
-from panda.stored import Digest, InSample, PathText, Plain, Share, read_model
+from panda.stored import Digest, InSample, PathText, Percent, Plain, Share, read_model
 from panda.wsi.levels import describe_frame
 from panda.wsi.mpp import MppSource, SlideMpp
 from panda.wsi.readers import ReaderName
@@ -63,6 +63,8 @@ class LabelMetrics(Plain, frozen=True):
         true_tumor_mm2: Labelled area, None if µm/px is unknown.
         tumor_difference_mm2: Predicted area after the clean-up minus labelled area.
         fp_mm2: False-positive area before the clean-up.
+        cancer_outside_tissue_px: Labelled px outside the tissue found, which are missed; None in older files.
+        cancer_outside_tissue_percent: Their share of the labelled px, None without any.
     """
 
     dice: Share | None
@@ -72,6 +74,8 @@ class LabelMetrics(Plain, frozen=True):
     true_tumor_mm2: NonNegativeFloat | None
     tumor_difference_mm2: float | None
     fp_mm2: NonNegativeFloat | None
+    cancer_outside_tissue_px: NonNegativeInt | None = None
+    cancer_outside_tissue_percent: Percent | None = None
 
     def add_difference(self, tumor_mm2: float | None) -> Self:
         """Return the metrics with the difference between the predicted area after the clean-up and the labelled one."""

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeFloat, NonNegativeInt, TypeAdapter
 
 from panda.data.manifest import SlideRecord
+from panda.errors import PandaError
 from panda.files import write_beside
 from panda.inference.regions import compute_area_mm2
+from panda.stored import Plain
 from panda.tasks.bins import BINS
 from panda.tasks.class_counts import confuse_classes, measure_class_dice, shape_counts
 from panda.tasks.metrics import pool_histograms, score_threshold
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 
 CLASS_PIXELS = ("tp_px_", "fp_px_", "fn_px_")
 """Begin the columns of a table of slides with the pixels of a class."""
+SCORE_FILE = "score.npz"
+"""The score of a slide in its folder."""
 SCORES = ("dice", "iou", "precision", "recall")
 CALLED_PERCENT = 1.0
 """A slide is called cancer if more than this share of its tissue is called, % before the clean-up."""
@@ -197,3 +201,51 @@ def read_scores(
         log.warning("%s: damaged or edited (%s); its slides are mapped and scored again", path, error)
         return {}
     return scores
+
+
+class _ScoreFacts(Plain, frozen=True):
+    """What the file of one score holds beside its arrays."""
+
+    slide_id: str
+    provider: str
+    isup_grade: int | None
+    group: str
+    pixel_area_um2: NonNegativeFloat | None
+    outside_px: NonNegativeInt
+
+
+def write_score(path: Path, score: SlideScore) -> None:
+    """Write the score of one slide, with its row of the table of labels."""
+    record = score.record
+    facts = _ScoreFacts(
+        slide_id=record.slide_id,
+        provider=record.provider,
+        isup_grade=record.isup_grade,
+        group=record.group,
+        pixel_area_um2=score.pixel_area_um2,
+        outside_px=score.outside_px,
+    )
+    arrays: dict[str, Any] = {"histogram": score.histogram}
+    if score.by_class is not None:
+        arrays["by_class"] = score.by_class
+    with write_beside(path) as partial:
+        np.savez_compressed(partial, facts=np.array(facts.model_dump_json()), **arrays)
+
+
+def read_score(path: Path) -> SlideScore:
+    """Read the score of one slide. Its record has no paths.
+
+    Raises:
+        PandaError: If the file is missing, or was damaged or edited.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            facts = _ScoreFacts.model_validate_json(str(stored["facts"]), strict=True)
+            histogram = stored["histogram"]
+            by_class = stored.get("by_class")
+        if histogram.shape != (2, BINS) or histogram.dtype != np.int64:
+            raise ValueError(f"the histogram is not int64 of shape (2, {BINS})")
+    except Exception as error:  # zip, zlib and NumPy each have errors of their own
+        raise PandaError(f"{path}: it cannot be read ({error}): map its slide again") from error
+    record = SlideRecord(facts.slide_id, facts.provider, facts.isup_grade, "", Path(), None, facts.group)
+    return SlideScore(record, histogram, facts.pixel_area_um2, facts.outside_px, by_class)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from statistics import fmean, stdev
 from typing import Any, TypeVar
@@ -34,6 +34,11 @@ def take_sample(rows: Iterable[R]) -> list[R]:
     return [row for _, row in sorted(heapq.nsmallest(MOST_SHOWN, enumerate(rows), find_hash), key=itemgetter(0))]
 
 
+def measure_agreement(gaps: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of differences, and how far the limits of agreement are from it; of two differences or more."""
+    return fmean(gaps), 1.96 * stdev(gaps)
+
+
 def draw_agreement(rows: Iterable[Mapping[str, Any]]) -> Markup:
     """Draw the difference of predicted and labelled tumour area against their mean, one dot for each slide.
 
@@ -57,7 +62,7 @@ def draw_agreement(rows: Iterable[Mapping[str, Any]]) -> Markup:
     ]
     if len(slides) < 3:
         return Markup("")
-    bias, limit = fmean(gaps), 1.96 * stdev(gaps)
+    bias, limit = measure_agreement(gaps)
     shown = [found - true for *_, found, true in slides]
     means = pick_ticks(0.0, max((found + true) / 2 for *_, found, true in slides))
     levels = pick_ticks(min(*shown, bias - limit, 0.0), max(*shown, bias + limit, 0.0))

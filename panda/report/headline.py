@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from panda.report.run_summary import GradingSummary, RunSummary, read_summary
+from panda.report.run_summary import EvaluationSummary, GradingSummary, RunSummary, read_json_summary
 from panda.report.table import find_format, format_value
 from panda.report.trivial_answers import find_trivial_answer
 from panda.tasks.figures import Figures
@@ -17,6 +17,7 @@ FIGURES = {
         ("dice_mean_slide", "mean Dice of slides with cancer"),
         ("slide_sensitivity", "sensitivity of slides"),
         ("slide_specificity", "specificity"),
+        ("slide_auroc", "AUROC of slides"),
     ),
     **dict.fromkeys(
         ("isup", "cancer"), (("qwk", "quadratic kappa"), ("accuracy", "accuracy"), ("auroc", "AUROC for cancer"))
@@ -28,18 +29,36 @@ FIGURES = {
 }
 
 
-def format_headline(summary: RunSummary) -> str:
+def format_headline(summary: RunSummary | EvaluationSummary) -> str:
     """Write the figures of the test slides, or of validation if there are none, in a line."""
-    split, scores = ("val", summary.val) if summary.test is None else ("test", summary.test)
+    found: Figures | None = summary.test
+    split, scores = "test", found
+    if not isinstance(summary, EvaluationSummary) and found is None:
+        split, scores = "val", summary.val
+    assert scores is not None
     numbers = scores.numbers
     known = [(key, name) for key, name in FIGURES[summary.scoring] if key in numbers]
     named = [_name_value(scores, key, name) for key, name in known]
     slides = f" on {numbers['slides']} slides" if "slides" in numbers else ""
-    at = f" at threshold {summary.threshold:.3f}" if summary.task == "segmentation" else ""
+    at = "" if isinstance(summary, GradingSummary) else f" at threshold {summary.threshold:.3f}"
     what: str = summary.task
     if isinstance(summary, GradingSummary) and not summary.target.is_grade:
         what += f" of {summary.target.name}"
+    if isinstance(summary, EvaluationSummary):
+        named += _name_more(summary)
     return f"{what} ({split}{slides}{at}): {', '.join(named)}"
+
+
+def _name_more(summary: EvaluationSummary) -> list[str]:
+    """Name the agreement of the grades, and whether the figures are those that the training promised."""
+    named = []
+    if summary.grades is not None:
+        named.append(_name_value(summary.grades, "qwk", "quadratic kappa"))
+    known = [one for one in summary.against_training if one.is_within is not None]
+    if known:
+        inside = sum(bool(one.is_within) for one in known)
+        named.append(f"{inside} of {len(known)} figures within the intervals of the training's test")
+    return named
 
 
 def _name_value(scores: Figures, key: str, name: str) -> str:
@@ -54,7 +73,7 @@ def main(folders: Sequence[str]) -> int:
     """Print headline and report of each run folder; return 1 and say why if one holds no finished run."""
     status = 0
     for folder in folders:
-        summary, fault = read_summary(Path(folder))
+        summary, fault = read_json_summary(Path(folder))
         if summary is None:
             print(f"{folder} holds no finished run: {fault}", file=sys.stderr)
             status = 1

@@ -10,6 +10,7 @@ from typing import Any
 
 from panda.inference.slide_result import CLASS_AREA
 from panda.report.agreement import draw_agreement, take_sample
+from panda.report.evaluation_section import lay_out_evaluation
 from panda.report.failure_table import make_failure_table
 from panda.report.grade_notes import (
     add_rule_band,
@@ -27,7 +28,8 @@ from panda.tables import OutputTable
 
 _COLUMNS = (
     "slide_id", "isup_predicted", "cancer_predicted", "confidence", "mark", "rule_score", "rule_isup", "rule_band",
-    "tumor_percent_of_tissue", "tumor_mm2", "dice", "true_tumor_mm2", "tumor_difference_mm2", "tissue_mm2",
+    "tumor_percent_of_tissue", "tumor_mm2", "dice", "true_tumor_mm2", "tumor_difference_mm2",
+    "cancer_outside_tissue_percent", "tissue_mm2",
     "tissue_how", "unscored_tissue_px", "num_regions", "threshold", "in_sample",
 )  # fmt: skip
 _SEEN = {
@@ -41,6 +43,7 @@ _WHY = {
     **dict.fromkeys(("isup_predicted", "cancer_predicted", "confidence"), "the slide was not graded"),
     "mark": "the grade is certain enough, or there is none",
     **dict.fromkeys(("rule_score", "rule_isup", "rule_band"), "the areas of its patterns give no Gleason score"),
+    "cancer_outside_tissue_percent": "no cancer is labelled",
     "in_sample": "the slide is new to the network",
 }
 
@@ -58,6 +61,10 @@ def _write_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "" if value is None else str(value)
+
+
+_INFORMATIVE = ("tissue_how", "unscored_tissue_px", "cancer_outside_tissue_percent")
+"""Columns that are shown if a slide has an unusual value."""
 
 
 @dataclass
@@ -91,7 +98,7 @@ class _Counts:
     tissue: _Total = field(default_factory=_Total)
     seen: Counter[str] = field(default_factory=Counter)
     thresholds: set[str | None] = field(default_factory=set)
-    informative: dict[str, bool] = field(default_factory=lambda: {"tissue_how": False, "unscored_tissue_px": False})
+    informative: dict[str, bool] = field(default_factory=lambda: dict.fromkeys(_INFORMATIVE, False))
     columns: dict[str, None] = field(default_factory=dict)
 
     def add(self, row: dict[str, str]) -> dict[str, str]:
@@ -107,7 +114,8 @@ class _Counts:
         self.seen[row.get("in_sample", "")] += 1
         self.thresholds.add(row.get("threshold"))
         self.informative["tissue_how"] |= row.get("tissue_how") != "strict"
-        self.informative["unscored_tissue_px"] |= bool(parse_number(row.get("unscored_tissue_px")))
+        for key in _INFORMATIVE[1:]:
+            self.informative[key] |= bool(parse_number(row.get(key)))
         self.columns.update(dict.fromkeys(row))
         return row
 
@@ -179,6 +187,7 @@ def write_inference_page(output: Path) -> Path:
         notes=[*(summary.notes if summary else [fault]), *filter(None, (describe(table) for describe in _NOTES))],
         facts=[(name, text) for name, text in facts if text],
         cards=counts.make_cards(),
+        evaluation=lay_out_evaluation(output),
         slides=slides,
         table=table.path.name,
         agreement=draw_agreement(table),

@@ -35,6 +35,7 @@ class InferenceSummary(MapSettings, frozen=True):
         threshold_choice: Origin of the threshold; None if it was given.
         engine_choice: Reason for precision and compilation, as a sentence.
         labels: Folder of the label masks, or None.
+        groups: Table of the patients of labelled slides, or None.
         gleason_rule: The rule from areas to a Gleason score, or None.
         calibration: Temperature of the grader's probabilities, or None.
         abstention: Confidence below which a slide is not certain enough to grade, or None.
@@ -48,6 +49,7 @@ class InferenceSummary(MapSettings, frozen=True):
     date: Timestamp
     last_run: LastRun
     labels: PathText | None
+    groups: PathText | None = None
     gleason_rule: GleasonRuleChoice | None = Field(default=None, exclude_if=lambda rule: rule is None)
     calibration: Temperature | None = Field(default=None, exclude_if=lambda choice: choice is None)
     abstention: AbstentionChoice | None = Field(default=None, exclude_if=lambda choice: choice is None)

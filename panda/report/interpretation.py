@@ -66,10 +66,14 @@ def choose_split(summary: RunSummary) -> tuple[str, Figures]:
 
 def make_cards(summary: RunSummary) -> list[Card]:
     """Make the cards of the figures that are read first."""
-    _, scores = choose_split(summary)
+    return make_figure_cards(choose_split(summary)[1], list_headlines(summary))
+
+
+def make_figure_cards(scores: Figures, keys: Sequence[str]) -> list[Card]:
+    """Make cards of figures, each over its interval and its trivial answer."""
     numbers = scores.numbers
     cards: list[Card] = []
-    for key in list_headlines(summary):
+    for key in keys:
         kind = find_format(key)
         text = format_value(numbers.get(key), "headline" if kind == "score" else kind)
         if not text and len(cards) >= 2 and key not in numbers:
@@ -118,8 +122,8 @@ def explain_figures(summary: RunSummary) -> list[str]:
     elif summary.task == "grading":
         first = f"{which}: {_explain_grading(scores, list_headlines(summary))}"
     else:
-        first = f"{which}: {_explain_segmentation(scores)}"
-    paragraphs = [first, *_explain_outside(numbers)]
+        first = f"{which}: {explain_segmentation(scores)}"
+    paragraphs = [first, *explain_outside(numbers)]
     if isinstance(summary, SegmentationSummary):
         paragraphs += [_explain_threshold(summary.threshold_choice), *_explain_calibration(summary.calibration)]
     return [*paragraphs, *_explain_doubts(split, slides)]
@@ -130,7 +134,8 @@ def _has_much_outside(numbers: Numbers) -> bool:
     return (numbers.get("cancer_outside_tissue_percent") or 0) > _MUCH_OUTSIDE
 
 
-def _explain_outside(numbers: Numbers) -> list[str]:
+def explain_outside(numbers: Numbers) -> list[str]:
+    """Say how much labelled cancer is outside the tissue found, if it is much."""
     if not _has_much_outside(numbers):
         return []
     share, area = (format_value(numbers.get(f"cancer_outside_tissue_{unit}"), unit) for unit in ("percent", "mm2"))
@@ -146,7 +151,8 @@ def _format_with_interval(scores: Figures, key: str) -> str:
     return f"{format_value(scores.numbers[key], 'headline')}{range_text}"
 
 
-def _explain_segmentation(scores: Figures) -> str:
+def explain_segmentation(scores: Figures) -> str:
+    """Say how well a prediction overlaps the label, and what the trivial answer would give."""
     words = {
         "dice": "the predicted tumour overlaps the label with a Dice of {} over the pixels of all slides",
         "dice_mean_slide": "The mean Dice of the slides with cancer is {}",

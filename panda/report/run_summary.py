@@ -14,7 +14,7 @@ from panda.inference.grading_metrics import AttentionSplitFigures, GradingSplitF
 from panda.inference.segmentation_figures import SegmentationSplitFigures
 from panda.inference.target_figures import CategorySplitFigures, RegressionSplitFigures, SurvivalSplitFigures
 from panda.report.run_folder import read_json
-from panda.stored import Plain, Share, Timestamp, list_faults
+from panda.stored import Plain, Share, ShareEnds, Timestamp, list_faults
 from panda.tasks.calibration import Calibration
 from panda.tasks.figures import Figures
 from panda.tasks.gleason_search import GleasonRuleChoice
@@ -54,13 +54,25 @@ def _tag_figures(figures: object) -> str:
     return "<patches>" if patches else "<slides>"
 
 
-class CommonSummary(Plain, frozen=True):
-    """What the summaries of both tasks have in common."""
+class BaseSummary(Plain, frozen=True):
+    """What all summaries have in common."""
 
     version: Literal[4] = Field(alias="schema", description="Version of this description.")
-    task: str = Field(description="`segmentation` or `grading`.")
-    name: str = Field(description="Name of the run's folder.")
+    task: str = Field(description="`segmentation`, `grading` or `evaluation`.")
+    name: str = Field(description="Name of the folder.")
     created: Timestamp = Field(description="End of the run, ISO 8601, UTC.")
+    bootstrap: BootstrapSummary = Field(description="How intervals are made.")
+    notes: list[str] = Field(description="What a reader of the figures must know.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of `summary.json`."""
+        content = self.model_dump(mode="json", by_alias=True)
+        return {key: value for key, value in content.items() if key != "test" or value is not None}
+
+
+class CommonSummary(BaseSummary, frozen=True):
+    """What the summaries of training runs have in common."""
+
     seed: NonNegativeInt = Field(description="Seed of weights, loaders and augmentation.")
     device: str = Field(description="Device of the training.")
     devices: NonNegativeInt | None = Field(
@@ -68,20 +80,13 @@ class CommonSummary(Plain, frozen=True):
     )
     epochs: NonNegativeInt = Field(description="Number of epochs.")
     seconds: NonNegativeFloat = Field(description="Time of all sessions that the weights come from, s.")
-    bootstrap: BootstrapSummary = Field(description="How intervals are made.")
     trained_by: str | None = Field(
         description="Job of the sweep whose weights were evaluated. Null if the run trained its own."
     )
-    notes: list[str] = Field(description="What a reader of the figures must know.")
     overrides: list[str] | None = Field(default=None, description="What was typed, `key=value`. Absent in older runs.")
     lost_slides: NonNegativeInt | None = Field(
         default=None, description="Number of slides that the run could not use. Absent in older runs."
     )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of `summary.json`."""
-        content = self.model_dump(mode="json", by_alias=True)
-        return {key: value for key, value in content.items() if key != "test" or value is not None}
 
 
 class SegmentationSummary(CommonSummary, frozen=True):
@@ -152,20 +157,67 @@ class GradingSummary(CommonSummary, frozen=True):
         return self.target.scoring
 
 
+class AreaAgreement(Plain, frozen=True):
+    """Agreement of the tumour areas with the labelled ones (Bland and Altman 1986), after the clean-up."""
+
+    slides: NonNegativeInt = Field(description="Slides with both areas.")
+    mean_difference_mm2: float = Field(description="Mean of found less labelled, mm².")
+    lower_limit_mm2: float = Field(description="That mean less 1.96 standard deviations, mm².")
+    upper_limit_mm2: float = Field(description="That mean plus 1.96 standard deviations, mm².")
+
+
+class TrainingComparison(Plain, frozen=True):
+    """A figure of the evaluated slides beside that of the test slides of the checkpoint's own training."""
+
+    figure: str = Field(description="Key of the figure.")
+    here: float = Field(description="Its value on the evaluated slides.")
+    test: float = Field(description="Its value on the test slides of the training.")
+    test_interval: ShareEnds | None = Field(description="95 % interval of that value. Null without one.")
+    is_within: bool | None = Field(description="Whether the value here is in that interval. Null without one.")
+
+
+class EvaluationSummary(BaseSummary, frozen=True):
+    """The summary of `infer.py labels=…`: figures of the slides with labels, as those of a training's test."""
+
+    task: Literal["evaluation"] = "evaluation"
+    checkpoint: str = Field(description="Path of the segmentation checkpoint.")
+    grading_checkpoint: str | None = Field(description="Path of the grading checkpoint. Null without one.")
+    labels: str | None = Field(description="Folder or table of the labels.")
+    threshold: Share = Field(description="Threshold of all slides.")
+    threshold_choice: ThresholdChoice = Field(description="Where the threshold comes from.")
+    seen_in_training: NonNegativeInt = Field(
+        description="Slides on which the network was trained, or epoch or threshold chosen. They are in all figures."
+    )
+    test: SegmentationSplitFigures = Field(description="The slides with labels.")
+    grades: AttentionSplitFigures | None = Field(
+        description="Grades of the slides with labels and a given grade. Null without a grading checkpoint of grades."
+    )
+    agreement: AreaAgreement | None = Field(description="Agreement of areas. Null with fewer than three slides.")
+    against_training: list[TrainingComparison] = Field(
+        description="Comparison with the test slides of the training. Empty for the reason in `notes`."
+    )
+
+    @property
+    def scoring(self) -> str:
+        """Which figures the evaluation has."""
+        return "segmentation"
+
+
 RunSummary = SegmentationSummary | GradingSummary
-_MODELS: Mapping[str, type[SegmentationSummary | GradingSummary]] = {
+_MODELS: Mapping[str, type[RunSummary | EvaluationSummary]] = {
     "segmentation": SegmentationSummary,
     "grading": GradingSummary,
+    "evaluation": EvaluationSummary,
 }
 
 
-def parse_summary(content: Mapping[str, JsonValue]) -> tuple[RunSummary | None, list[str]]:
+def parse_summary(content: Mapping[str, JsonValue]) -> tuple[RunSummary | EvaluationSummary | None, list[str]]:
     """Parse the content of `summary.json`: the summary, or None and a sentence for each fault, with its key."""
     if content.get("schema") != SCHEMA:
         return None, [f"schema is {content.get('schema')!r}, this version reads {SCHEMA}"]
     model = _MODELS.get(str(content.get("task")))
     if model is None:
-        return None, [f"task is {content.get('task')!r}, it must be segmentation or grading"]
+        return None, [f"task is {content.get('task')!r}, it must be segmentation, grading or evaluation"]
     try:
         return model.model_validate(content), []
     except ValidationError as error:
@@ -173,7 +225,15 @@ def parse_summary(content: Mapping[str, JsonValue]) -> tuple[RunSummary | None, 
 
 
 def read_summary(run_dir: Path) -> tuple[RunSummary | None, str]:
-    """Read the summary of a run from its folder: the summary, or None and why there is none, as a sentence."""
+    """Read the summary of a training from its folder: the summary, or None and why there is none, as a sentence."""
+    summary, fault = read_json_summary(run_dir)
+    if isinstance(summary, EvaluationSummary):
+        return None, f"{run_dir} is an evaluation of slides by infer.py, not a training run"
+    return summary, fault
+
+
+def read_json_summary(run_dir: Path) -> tuple[RunSummary | EvaluationSummary | None, str]:
+    """Read the summary of a training or an evaluation, see `read_summary`."""
     content, fault = read_json(run_dir / "summary.json")
     if fault:
         return None, fault

@@ -16,7 +16,14 @@ from pydantic.json_schema import models_json_schema
 
 from panda.errors import ManifestError
 from panda.report.run_folder import read_json
-from panda.report.run_summary import SCHEMA, CommonSummary, GradingSummary, SegmentationSummary, parse_summary
+from panda.report.run_summary import (
+    SCHEMA,
+    CommonSummary,
+    EvaluationSummary,
+    GradingSummary,
+    SegmentationSummary,
+    parse_summary,
+)
 
 _HEAD = f"""# `summary.json`
 
@@ -37,7 +44,7 @@ of the two Dice only, means over slides of Dice only, and no areas under curves.
 
 def render_page() -> str:
     """Return the text of docs/summary.md, made from the JSON schema of the models."""
-    models = (CommonSummary, SegmentationSummary, GradingSummary)
+    models = (CommonSummary, SegmentationSummary, GradingSummary, EvaluationSummary)
     _, schema = models_json_schema([(model, "validation") for model in models])
     blocks: dict[str, dict[str, Any]] = {
         name: block for name, block in schema["$defs"].items() if "properties" in block
