@@ -191,6 +191,12 @@ def test_guard_unexpected_error_keeps_traceback(tmp_path: Path) -> None:
     assert JobEnd.read(folder) == JobEnd(state="failed", message="ZeroDivisionError: seven")
 
 
+def test_log_to_file_forgets_how_an_earlier_job_ended(tmp_path: Path) -> None:
+    JobEnd(state="failed", message="no space").write(tmp_path)
+    close_logs(log_to_file)(tmp_path / "infer.log")
+    assert JobEnd.read(tmp_path) is None
+
+
 @pytest.mark.parametrize("debug", [False, True])
 def test_log_to_file_holds_traceback_and_terminal_if_debug(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], debug: bool

@@ -28,7 +28,7 @@ from panda.app.ranks import RankError, find_launch
 from panda.app.signals import is_interruption, name_signal, pass_on_signal, stop_on_signals
 from panda.errors import ConfigError, PandaError, find_exhaustion
 from panda.files import open_log
-from panda.report.job_end import JobEnd
+from panda.report.job_end import JobEnd, forget_end
 
 log = logging.getLogger("panda")
 
@@ -262,10 +262,14 @@ def set_up_logging(debug: bool) -> None:
 
 
 def log_to_file(path: Path) -> None:
-    """Write messages to a file too, until the end of the job, see `close_logs`."""
+    """Begin a job in a folder: write messages to its file too, until the end, see `close_logs`.
+
+    How an earlier job ended there is forgotten.
+    """
     handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     log.addHandler(handler)
+    forget_end(path.parent)
 
 
 class _LogFile(logging.FileHandler):

@@ -53,7 +53,7 @@ from panda.errors import ConfigError, LockedError
 from panda.files import fingerprint, hold_lock, remove_leftovers, write_json, write_whole
 from panda.report.headline import format_headline
 from panda.report.interpretation import HEADLINES, list_headlines
-from panda.report.job_end import JobEnd, forget_end
+from panda.report.job_end import JobEnd
 from panda.report.run_page import write_run_page
 from panda.report.run_summary import RunSummary
 from panda.report.trivial_answers import LESS_IS_BETTER
@@ -188,7 +188,6 @@ def _run(
     log_to_file(folder / "run.log")
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(raw, resolve=True))
     write_overrides(folder, resumed=point is not None)
-    forget_end(folder)
     log.info("run: %s%s", folder, f", continued after {point.epochs} epochs" if point else "")
     clock = Clock(started)
     sweep = folder.parent if is_multirun() else None

