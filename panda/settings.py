@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, Strict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -45,6 +45,17 @@ _KINDS = {
     "finite": "a finite number",
 }
 
+_TYPES: dict[Any, str] = {
+    NoneType: "null",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    tuple: "a list",
+    list: "a list",
+}
+
 
 class SettingsError(ConfigError):
     """The faults of settings. `checked` has their valid fields, for the rules of the settings that hold it."""
@@ -75,6 +86,7 @@ def accept(expected: str, test: Callable[[Any], bool]) -> PlainValidator:
             raise PydanticCustomError("accept", "{expected}", {"expected": expected})
         return value
 
+    setattr(check, "expected", expected)  # noqa: B010  (mypy knows no attributes of functions)
     return PlainValidator(check)
 
 
@@ -237,7 +249,36 @@ def _describe_expected(field: FieldInfo, error: ErrorDetails) -> str:
         return str(limits["expected"]).replace("'", "")
     if (words := _KINDS.get(kind) or _KINDS.get(kind.partition("_")[0])) is not None:
         return words
-    limits = {key: getattr(part, key) for part in field.metadata for key in _BOUNDS if hasattr(part, key)} or limits
-    bounds = [f"from {limits.pop('ge')} to {limits.pop('le')}"] if {"ge", "le"} <= limits.keys() else []
-    bounds += [f"{words} {limits[key]}" for key, words in _BOUNDS.items() if key in limits]
-    return " and ".join(bounds) if bounds else error["msg"].removeprefix("Input should be ")
+    return _describe_bounds(field.metadata) or _describe_limits(limits) or error["msg"].removeprefix("Input should be ")
+
+
+def describe_values(hint: Any, metadata: Sequence[Any] = ()) -> str:
+    """Return the values that a type takes, in words. `metadata` is that of its field."""
+    if get_origin(hint) is Annotated:
+        hint, *more = get_args(hint)
+        metadata = [*metadata, *more]
+    parts = get_args(hint)
+    expected = [getattr(part.func, "expected", "") for part in metadata if isinstance(part, PlainValidator)]
+    if expected:
+        return f"{expected[0]}{' or null' * (NoneType in parts)}"
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(dict.fromkeys(describe_values(part, metadata) for part in parts))
+    if get_origin(hint) is Literal:
+        return ", ".join(map(format_value, parts))
+    kind = get_origin(hint) or hint
+    words = _TYPES.get(kind) or ("keys of its own" if isinstance(kind, type) and issubclass(kind, BaseModel) else "")
+    bounds = _describe_bounds(metadata) if kind in (int, float) else ""
+    return f"{words}, {bounds}" if bounds else words or getattr(kind, "__name__", str(kind))
+
+
+def _describe_bounds(metadata: Iterable[Any]) -> str:
+    """Return the bounds of a field in words, or an empty text."""
+    marks = [mark for part in metadata for mark in (part.metadata if isinstance(part, FieldInfo) else [part])]
+    return _describe_limits({key: getattr(mark, key) for mark in marks for key in _BOUNDS if hasattr(mark, key)})
+
+
+def _describe_limits(limits: Mapping[str, Any]) -> str:
+    is_range = {"ge", "le"} <= limits.keys()
+    bounds = [f"from {limits['ge']} to {limits['le']}"] if is_range else []
+    left = {key: limit for key, limit in limits.items() if not (is_range and key in ("ge", "le"))}
+    return " and ".join([*bounds, *(f"{words} {left[key]}" for key, words in _BOUNDS.items() if key in left)])

@@ -12,7 +12,7 @@ from scipy.stats import bootstrap, wilcoxon
 from sklearn.metrics import cohen_kappa_score
 
 from panda.errors import ManifestError, PandaError
-from panda.report.compare import compare, main
+from panda.report.compare import _name_runs, compare, main
 from panda.report.effects import ScoredJob, find_effects
 from panda.report.paired import compute_differences, compute_signed_rank_p
 from panda.tasks.grade_metrics import compare_grades
@@ -68,6 +68,20 @@ def make_run(folder: Path, rows: Rows, overlays: bool = False, **summary: Any) -
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "names"),
+    [
+        ("runs/x", "runs/y", ("x", "y")),
+        ("one/segmentation/x", "two/segmentation/x", ("one x", "two x")),
+        ("runs/sweep-a/0", "runs/sweep-b/0", ("sweep-a job 0", "sweep-b job 0")),
+        ("runs/x", "runs/old/x", ("runs x", "old x")),
+        ("runs/x", "runs/x", ("first x", "second x")),
+    ],
+)
+def test_compare_runs_of_one_name_get_names_that_differ(a: str, b: str, names: tuple[str, str]) -> None:
+    assert _name_runs(Path("/", a), Path("/", b)) == names
 
 
 def test_compare_run_with_itself_finds_no_difference(tmp_path: Path) -> None:
@@ -230,7 +244,9 @@ def test_main_prints_page_or_reason(tmp_path: Path, capsys: pytest.CaptureFixtur
     a, b = make_run(tmp_path / "sweep-x" / "0", make_rows()), make_run(tmp_path / "sweep-x" / "1", make_rows(shift=0.1))
     assert main([str(a), str(b)]) == 0
     out = capsys.readouterr().out
-    assert out == f"comparison: {tmp_path / 'sweep-x' / 'compare-job-0-job-1' / 'compare.html'}\n"
+    verdict, page = out.splitlines()
+    assert verdict.endswith("job 1 is better on slides like these.")
+    assert page == f"comparison: {tmp_path / 'sweep-x' / 'compare-job-0-job-1' / 'compare.html'}"
     (b / "summary.json").unlink()
     assert main([str(a), str(b)]) == 1
     assert "1 holds no finished run: summary.json is not in the folder" in capsys.readouterr().err

@@ -345,6 +345,10 @@ def test_run_folder_follows_name_and_resume() -> None:
     )
 
 
+def test_run_folder_of_resumed_folder_is_itself(tmp_path: Path) -> None:
+    assert run_folder(str(tmp_path), "segmentation", None, "now") == str(tmp_path)
+
+
 def test_check_ignored_pixels_loss_without_ignore_raises() -> None:
     with pytest.raises(ConfigError, match=r"data.ignore_background=true: loss=torch.nn.HuberLoss does not skip"):
         check_ignored_pixels(torch.nn.HuberLoss(), "torch.nn.HuberLoss")

@@ -92,6 +92,22 @@ def test_entry_point_hydra_refusal_is_reworded(override: str, said: tuple[str, .
         assert part in text
 
 
+@pytest.mark.parametrize(
+    "override", ["trainer.check_val_every_n_epoch=2", "optim.momentum=0.9", "trainer.limit_train_batches=3"]
+)
+def test_entry_point_key_that_target_takes_is_named_with_plus(override: str) -> None:
+    assert run_refused(override) == f"{override}: there is no such key in conf: add it with +{override}"
+
+
+def test_entry_point_values_of_list_need_no_brackets() -> None:
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("infer", overrides=["slides=a b.svs,c/*.svs"])
+        assert cfg.slides == ["a b.svs", "c/*.svs"]
+        assert compose("train", overrides=["data.exclude=blur,unopenable"]).data.exclude == ["blur", "unopenable"]
+        assert compose("infer", overrides=['slides="a,b.svs"']).slides == "a,b.svs"
+
+
 def test_entry_point_key_of_other_task_names_task() -> None:
     assert run_refused("task=grading", "target=cancer").endswith("(did you mean task.target?)")
     assert run_refused("task=grading", "tiles.kk=4").startswith("tiles.kk=4: there is no such key")
@@ -177,6 +193,34 @@ def test_enter_hydra_refusal_is_one_message_and_status(
     assert err.startswith("ConfigError: 1 fault")
     assert "modle=unet" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("entry_point", ["train", "infer", "audit", "features"])
+def test_entry_point_configuration_can_be_resolved(entry_point: str) -> None:
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(entry_point, return_hydra_config=True)
+    OmegaConf.resolve(cfg)
+
+
+def test_enter_configuration_of_other_entry_point_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config-name=infer", "seed=1"])
+    with pytest.raises(SystemExit) as left:
+        enter(lambda: pytest.fail("it ran"), "train")
+    assert left.value.code == 1
+    assert [line for line in capsys.readouterr().err.splitlines() if "configuration of" in line] == [
+        "  - --config-name=infer: that is the configuration of python infer.py: run it, or leave the option out"
+    ]
+
+
+def test_enter_reader_that_ended_is_no_error() -> None:
+    code = "from panda.app.entry_point import enter; enter(lambda: print('x\\n' * 100_000), 'train')"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -n 1; echo ${{PIPESTATUS[0]}}"
+    here = {"PYTHONPATH": str(CONF.parent)}
+    done = subprocess.run(["bash", "-c", command], env=os.environ | here, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("x\n0\n", "")
 
 
 def test_guard_unexpected_error_keeps_traceback(tmp_path: Path) -> None:

@@ -105,9 +105,10 @@ def test_read_manifest_missing_folder_table_column_or_rows(tmp_path: Path) -> No
         read_manifest(tmp_path)
 
 
-def test_read_groups_and_apply_groups(tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", ["slide_id", "image_id"])
+def test_read_groups_and_apply_groups(tmp_path: Path, column: str) -> None:
     path = tmp_path / "patients.csv"
-    path.write_text("image_id,patient\na,7\nb,7\nc,8\n")
+    path.write_text(f"{column},patient\na,7\nb,7\nc,8\n")
     groups, kind = read_groups(path)
     assert (groups, kind) == ({"a": "7", "b": "7", "c": "8"}, "patient")
     grouped = apply_groups([record("a", "radboud", 0), record("c", "radboud", 0)], groups)

@@ -176,6 +176,17 @@ def test_count_workers_auto_leaves_one_core(
     assert count_workers("auto") == min(cores - 1, 16)
 
 
+@pytest.mark.parametrize("place", ["train.csv", "a/b/train.csv", "store/splits/x/train.csv"])
+def test_patch_set_wrong_path_advises_no_removal(tmp_path: Path, place: str) -> None:
+    with pytest.raises(ManifestError, match=r"train\.csv: the patch manifest does not exist; give STORE/splits/"):
+        PatchSet(tmp_path / place)
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_text("slide_id\ns1\n")
+    with pytest.raises(ManifestError, match=r"train\.csv is no patch manifest, because .*store\.json") as said:
+        PatchSet(tmp_path / place)
+    assert "remove" not in str(said.value)
+
+
 @pytest.mark.parametrize("part", ["img", "msk"])
 def test_patch_set_broken_file_is_named(manifest: Path, part: str) -> None:
     patches = PatchSet(manifest)
@@ -204,7 +215,7 @@ def test_patch_set_mask_of_other_values_raises(manifest: Path) -> None:
 
 def test_patch_set_faulty_manifest_raises(manifest: Path) -> None:
     header = ",".join(list_columns(PatchSettings()))
-    with pytest.raises(ManifestError, match="cannot be read"):
+    with pytest.raises(ManifestError, match="does not exist"):
         PatchSet(manifest.with_name("none.csv"))
     for text, fault in [
         ("", "the columns are none"),

@@ -13,7 +13,7 @@ from panda.app import dashboard
 from panda.data.targets import NAMED
 from panda.inference.class_colours import PATTERN_COLOURS
 from panda.inference.grade import AttendedTile, Grade, GradeRecord
-from panda.inference.panel_patches import PanelRow
+from panda.inference.panel_patches import PanelRow, select_apart
 from panda.inference.slide_images import write_attention
 from panda.report.attention_tiles import draw_attention_tiles
 from panda.report.panels import describe_dice, draw_panels
@@ -203,3 +203,9 @@ def test_logged_masks_of_classes_have_their_numbers_and_names(monkeypatch: pytes
     names = logged["masks"]["ground_truth"]["class_labels"]
     assert [names[number] for number in range(4)] == list(classes.names)
     assert names[ANY_CANCER] == "cancer of unknown class"
+
+
+def test_select_apart_shifted_last_patch_shows_no_place_twice() -> None:
+    corners = np.array([[0, 0], [64, 0], [70, 0], [0, 64], [70, 64]])
+    assert select_apart(corners, [1.0, 3.0, 4.0, 2.0, 5.0], 64) == [4, 2, 3, 0]
+    assert select_apart(np.zeros((0, 2), np.int64), [], 64) == []

@@ -58,6 +58,18 @@ def test_find_slides_counts_files_that_are_no_slides(tmp_path: Path) -> None:
         find_slides(str(tmp_path / "*.txt"))
 
 
+def test_find_slides_several_texts_count_a_slide_once(tmp_path: Path) -> None:
+    for name in ("a/x.tiff", "b/y.svs", "b/x.tiff"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    given = [str(tmp_path / "a"), str(tmp_path / "b" / "y.svs"), str(tmp_path / "a" / "x.tiff")]
+    assert name_all(find_slides(given).paths) == ["x.tiff", "y.svs"]
+    (tmp_path / "s.csv").write_text("slide_id\ny\n")
+    assert find_slides(str(tmp_path / "s.csv")).paths == [tmp_path / "y.tiff"]
+    with pytest.raises(ConfigError, match="several slides are named 'x'"):
+        find_slides([str(tmp_path / "a"), str(tmp_path / "b")])
+
+
 def test_find_slides_table_of_dicom_instances_is_one_slide(tmp_path: Path) -> None:
     files = write_dicom_series(tmp_path, [PIXELS, PIXELS[::2, ::2].copy()])
     (tmp_path / "s.csv").write_text("path\nabsent.tiff\n" + "".join(f"{path.name}\n" for path in reversed(files)))

@@ -191,15 +191,21 @@ def test_select_slides_given_split_tearing_groups_raises(tmp_path: Path) -> None
         select_slides(records, SelectionSettings(splits=path, groups=patients))
 
 
-def test_select_slides_audit_findings_exclude_slides(tmp_path: Path) -> None:
+def test_select_slides_audit_findings_exclude_slides(tmp_path: Path, panda_log: pytest.LogCaptureFixture) -> None:
     records = table(80, 2)
     header = "slide_id,finding,severity,value,what_to_do\n"
     findings = tmp_path / "findings.csv"
     findings.write_text(
         header + "00000001,blur,note,1,look\n00000002,unopenable,error,x,y\n00000002,blur,note,1,look\n"
     )
+    with panda_log.at_level("WARNING"):
+        select_slides(records, SelectionSettings(exclude=("missing_grade",), findings=findings))
+    said = "data.exclude=[missing_grade] names no finding of an audit; those of the file are blur (2), unopenable (1)"
+    assert said in panda_log.text
+    panda_log.clear()
     choice = SelectionSettings(exclude=("unopenable", "blur"), findings=findings)
     assert select_slides(records, choice).why == {"00000001": "blur", "00000002": "unopenable"}
+    assert "is not used" not in panda_log.text
     findings.write_text(header)
     assert select_slides(records, choice).why == {}
     (tmp_path / "audit.csv").write_text("slide_id,group\n" + "".join(f"{r.slide_id},a\n" for r in records[1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ from panda.app.entry_point import exit_status, forget_refusals, refuse, set_up_l
 from panda.app.sweep import SweepPage
 from panda.errors import PandaError
 from panda.settings import escape
+from tests.integration.entry_points import run_entry_point
+from tests.panda_folder import make_folder
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    yield
+    forget_refusals()
 
 
 def test_refusal_in_process_of_job_reaches_its_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,13 +33,17 @@ def test_refusal_in_process_of_job_reaches_its_sweep(tmp_path: Path, capsys: pyt
     HydraConfig.instance().cfg = cfg  # type: ignore[assignment]
     set_up_logging(False)
     forget_refusals()
-    (sweep / "0").mkdir(parents=True)
-    refuse(PandaError("it is another run"), sweep / "0")
-    page.on_job_end(cfg, JobReturn())
+    for name in ("0", "1"):
+        (sweep / name).mkdir(parents=True)
+        cfg.hydra.runtime.output_dir = str(sweep / name)
+        forget_refusals()
+        refuse(PandaError("it is another run"), sweep / name)
+        page.on_job_end(cfg, JobReturn())
+    capsys.readouterr()
     forget_refusals()  # the process of the launcher
     page.on_multirun_end(cfg)
     assert exit_status() == 1
-    assert "job 0: it is another run" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("it is another run") == 1
     assert not list((sweep / "0").iterdir())
 
     forget_refusals()
@@ -38,3 +51,25 @@ def test_refusal_in_process_of_job_reaches_its_sweep(tmp_path: Path, capsys: pyt
     page.on_multirun_end(cfg)
     assert exit_status() == 0
     forget_refusals()
+
+
+def test_sweep_fault_of_all_jobs_is_said_once_before_first(tmp_path: Path) -> None:
+    done = run_entry_point("audit", tmp_path, "-m", "data=panda", "data.root=none", "audit.workers=1,2,3", "output=out")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "ConfigError: 1 fault in the configuration:",
+        "  - data.root=none has no train.csv: give the folder that holds it and train_images/",
+    ]
+
+
+def test_sweep_fault_of_some_jobs_is_said_once_and_others_run(tmp_path: Path) -> None:
+    make_folder(tmp_path / "data", 2)
+    choices = ("data=panda", "data.root=data,none", "audit.slides=false", "debug=false,false")
+    done = run_entry_point("audit", tmp_path, "-m", *choices, "output=out")
+    assert done.returncode == 1
+    assert "2 of 4 jobs will be refused:\n  - jobs 2, 3: data.root=none has no train.csv" in done.stderr
+    assert done.stderr.count("has no train.csv") == 1
+    assert done.stderr.count("refused, see above") == 2
+    assert "job 1 (" in done.stderr
+    assert "of 4): data.root=data" in done.stderr
+    assert sorted(path.parent.name for path in (tmp_path / "out").glob("*/audit.csv")) == ["0", "1"]

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from panda.app.callbacks import Clock, Tf32
+from panda.app.callbacks import Clock, EpochLines, Tf32
 from panda.app.grading import GradingExperiment
 from panda.app.grading_config import GradingSettings
 from panda.app.guidance import note_leaks
@@ -294,6 +294,29 @@ def test_run_memory_does_not_grow_over_epochs(tmp_path: Path) -> None:
     assert len(mib) == 12
     # Logits that are kept come to 24 MiB an epoch; what the allocator gives back now and then is 20 or so in all.
     assert median(mib[-4:]) < median(mib[2:6]) + 40, mib
+
+
+def test_epoch_lines_have_figures_of_that_epoch_only(panda_log: pytest.LogCaptureFixture) -> None:
+    figures = {"train/loss_step": torch.tensor(9.0), "train/dice": torch.tensor(0.5), "val/dice": torch.tensor(0.25)}
+    trainer: Any = SimpleNamespace(
+        is_global_zero=True,
+        current_epoch=0,
+        max_epochs=3,
+        callback_metrics={"train/loss": torch.tensor(1.5)},
+        progress_bar_metrics=figures,
+    )
+    lines, module = EpochLines(), pl.LightningModule()
+    with panda_log.at_level("INFO"):
+        lines.on_train_epoch_start(trainer, module)
+        lines.on_validation_epoch_end(trainer, module)
+        trainer.current_epoch = 1
+        lines.on_train_epoch_start(trainer, module)
+        trainer.current_epoch = 2
+        lines.on_train_end(trainer, module)
+    assert panda_log.messages == [
+        "epoch 1 of 3: train/dice 0.5, train/loss 1.5, val/dice 0.25, 0 s",
+        "epoch 2 of 3: train/dice 0.5, train/loss 1.5, 0 s",
+    ]
 
 
 def test_segmentation_task_memory_layout_changes_no_weight(tmp_path: Path) -> None:

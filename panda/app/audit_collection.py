@@ -17,7 +17,7 @@ from panda.audit.dataset import Audit
 from panda.audit.page import write_audit_page
 from panda.audit.tables import AUDIT, FINDINGS_TABLE, GROUPS, AuditSummary
 from panda.choices import name_command
-from panda.data.findings import REFUSED_ROWS
+from panda.data.findings import REFUSED_ROWS, find_file_check
 from panda.errors import PandaError
 from panda.files import hold_lock
 from panda.settings import format_override
@@ -115,7 +115,9 @@ def list_next_steps(summary: AuditSummary, out: Path, choices: Sequence[str]) ->
     steps = []
     if refused := [name for name in summary.findings if name in REFUSED_ROWS]:
         steps.append(f"correct the table of slides first, training refuses it as it is: {', '.join(refused)}")
-    given = " ".join(map(shlex.quote, choices)) or "data=panda data.root=…"
+    kind, key = ("table", "table") if Path(summary.data).suffix == ".csv" else ("panda", "root")
+    source = f"data={kind} {format_override(f'data.{key}={summary.data}')}"
+    given = " ".join(map(shlex.quote, choices)) or source
     if summary.groups is None:
         steps.append(
             "only the table was read, so there is no groups.csv: near-duplicates are found by their tissue. Inspect "
@@ -128,6 +130,9 @@ def list_next_steps(summary: AuditSummary, out: Path, choices: Sequence[str]) ->
         if name in SPOILT_LABELS or (count.severity == "error" and name not in REFUSED_ROWS)
     ]
     filters = f" data.exclude=[{','.join(exclude)}]" if exclude else ""
-    files = map(format_override, (f"data.findings={out / FINDINGS_TABLE}", f"data.groups={out / GROUPS}"))
+    tables = [f"data.groups={out / GROUPS}"]
+    if any(find_file_check(name) is None for name in exclude):
+        tables.insert(0, f"data.findings={out / FINDINGS_TABLE}")
+    files = map(format_override, tables)
     steps.append(f"{name_command('train')} {given} {' '.join(files)}{filters}")
     return steps

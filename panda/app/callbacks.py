@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from pathlib import Path
@@ -14,6 +15,8 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from panda.app.entry_point import set_up_logging
 from panda.app.signals import handle_signals
+
+log = logging.getLogger(__name__)
 
 
 class MovableCheckpoint(ModelCheckpoint):
@@ -56,6 +59,40 @@ class ProgressBar(TQDMProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Return the figures shown next to the bar."""
         return {key: value for key, value in super().get_metrics(trainer, pl_module).items() if key != "v_num"}
+
+
+class EpochLines(Callback):
+    """Logs a line for each complete epoch, to the terminal and to `run.log`."""
+
+    def __init__(self) -> None:
+        self._started: float | None = None
+        self._validated = False
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the epoch before, because the task logs its figures after the hooks of callbacks at the end of one."""
+        self._log_epoch(trainer)
+        self._started, self._validated = time.monotonic(), False
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember that this epoch has figures of validation."""
+        self._validated = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the last epoch."""
+        self._log_epoch(trainer)
+
+    def _log_epoch(self, trainer: pl.Trainer) -> None:
+        if self._started is None or not trainer.is_global_zero:
+            return
+        seconds = time.monotonic() - self._started
+        known = {key: trainer.callback_metrics[key] for key in ("train/loss",) if key in trainer.callback_metrics}
+        figures = {
+            key: float(value)
+            for key, value in (known | trainer.progress_bar_metrics).items()
+            if "/" in key and not key.endswith("_step") and (self._validated or not key.startswith("val/"))
+        }
+        listed = ", ".join(f"{key} {figure:.4g}" for key, figure in sorted(figures.items()))
+        log.info("epoch %d of %s: %s, %.0f s", trainer.current_epoch, trainer.max_epochs, listed, seconds)
 
 
 class LearningRateLogger(Callback):

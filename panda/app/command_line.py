@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+from argparse import Namespace
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
@@ -15,15 +17,27 @@ from omegaconf.errors import OmegaConfBaseException
 
 from panda.app.hydra_job import AUTO
 from panda.app.resume import RESUMABLE
-from panda.choices import CONF, find_own_conf
-from panda.errors import INSTALL_CLUSTER, suggest
+from panda.choices import CONF, find_own_conf, name_command
+from panda.errors import INSTALL_CLUSTER, ConfigError, suggest
 from panda.settings import quote
 
+ENTRY_POINTS = ("train", "infer", "audit", "features")
 OWN = {"hydra", "run_dir"}
 """Keys that are not typed."""
 
 
-def explain(error: Exception, arguments: Sequence[str]) -> tuple[str, str | None]:
+def parse_arguments(arguments: Sequence[str], entry_point: str) -> Namespace:
+    """Parse the options of Hydra, and refuse to run an entry point with the configuration of another one."""
+    parsed = get_args_parser().parse_known_args(arguments)[0]
+    name = parsed.config_name
+    if name in ENTRY_POINTS and name != entry_point:
+        raise ConfigError(
+            f"--config-name={name}: that is the configuration of {name_command(name)}: run it, or leave the option out"
+        )
+    return parsed
+
+
+def explain(error: Exception, arguments: Sequence[str], entry_point: str = "") -> tuple[str, str | None]:
     """Return in a sentence why Hydra could not compose a configuration, and the argument at fault if it is known."""
     cause = error.__cause__
     if isinstance(error, OverrideParseException):
@@ -45,6 +59,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> tuple[str, str | None
         node = OmegaConf.to_container(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else {}
         assert isinstance(node, dict)
         suggested = suggest_key(str(cause.key), node, key[: -len(str(cause.key))])
+        if given and _takes(entry_point, key, node):
+            suggested = f" in conf: add it with +{given}"
         if any(text.startswith("resume=") and text != f"resume={AUTO}" for text in arguments):
             suggested = suggested * ("did you mean" in suggested)  # its task may have other keys than those here
             suggested += f"; a resumed run keeps its choices, what can be changed is {', '.join(RESUMABLE)}"
@@ -53,6 +69,16 @@ def explain(error: Exception, arguments: Sequence[str]) -> tuple[str, str | None
         f"{str(error).splitlines()[0]}; the arguments were {shlex.join(arguments)}, --help lists choices and keys",
         None,
     )
+
+
+def _takes(entry_point: str, key: str, node: Mapping[Any, Any]) -> bool:
+    """Return whether the class that a node builds takes a key that no file of `conf` has."""
+    path, _, name = key.rpartition(".")
+    if "_target_" not in node or not entry_point:
+        return False
+    from panda.app.config_check import list_options  # noqa: PLC0415  (slow imports for a refusal only)
+
+    return name in list_options(entry_point, path, node)
 
 
 def _explain_missing(error: MissingConfigException, arguments: Sequence[str]) -> tuple[str, str | None] | None:

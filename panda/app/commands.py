@@ -82,9 +82,9 @@ JOBS: dict[str, tuple[Callable[[DictConfig], Any], str]] = {
 
 def run_job(name: str) -> NoReturn:
     """Run a job of `JOBS` with the arguments of the command line, and exit."""
-    job, _ = JOBS[name]
+    job, purpose = JOBS[name]
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(job)
-    enter(main, joint=name == "train")
+    enter(main, name, purpose, joint=name == "train")
 
 
 def main() -> None:

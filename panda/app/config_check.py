@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from types import NoneType, UnionType
 from typing import Any
@@ -67,6 +67,17 @@ def _resolve(parent: DictConfig | ListConfig, name: Any, key: str, faults: Fault
     return value
 
 
+def list_options(entry_point: str, path: str, node: Mapping[Any, Any]) -> Collection[str]:
+    """Return the options of the class that a node at a path builds, none if the class cannot be found."""
+    slot = list_slots(find_config(entry_point, {})).get(path)
+    if slot is None:
+        return ()
+    with suppress(ConfigError):
+        built = find_class(path, slot, str(node["_target_"]))
+        return built.model_fields if issubclass(built, Settings) else read_signature(built, {})[0]
+    return ()
+
+
 class _NodeCheck:
     """Checks that each node builds only what its slot allows, from options that the class takes."""
 
@@ -118,7 +129,7 @@ class _NodeCheck:
 
     def _find_valid_options(self, key: str, options: Mapping[str, Any], built: type) -> dict[str, Any]:
         """Check options against the signature of a class, and return those that fit it."""
-        known, hints = _read_signature(built, options)
+        known, hints = read_signature(built, options)
         valid = {}
         for name, given in options.items():
             faults = []
@@ -136,7 +147,7 @@ class _NodeCheck:
         return valid
 
 
-def _read_signature(built: type, options: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+def read_signature(built: type, options: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
     """Return the names of the options that a class takes, and the types of those that state one.
 
     A class that passes `**kwargs` on takes the options of its bases too, and of the class that it wraps, if it names

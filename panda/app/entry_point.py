@@ -18,7 +18,8 @@ from typing import IO, Any, NoReturn, ParamSpec, TypeVar
 
 from omegaconf import DictConfig
 
-from panda.app.command_line import explain
+from panda.app.command_line import explain, parse_arguments
+from panda.app.help import describe_command
 from panda.app.hydra_check import install_hydra_check
 from panda.app.hydra_job import is_multirun, read_key, register_resolvers, remember_arguments, write_overrides
 from panda.app.launcher import advise_sweep, explain_launcher, has_submitted
@@ -26,6 +27,7 @@ from panda.app.own_conf import add_own_conf
 from panda.app.own_sweeps import close_sweeps, forget_sweeps, list_sweeps, restore_sweeps
 from panda.app.ranks import RankError, find_launch
 from panda.app.signals import is_interruption, name_signal, pass_on_signal, stop_on_signals
+from panda.app.sweep_check import describe_job, forget_jobs, install_sweep_check, is_said
 from panda.errors import ConfigError, PandaError, find_exhaustion
 from panda.files import open_log
 from panda.report.job_end import JobEnd, forget_end
@@ -35,6 +37,7 @@ log = logging.getLogger("panda")
 register_resolvers()
 add_own_conf()
 install_hydra_check()
+install_sweep_check()
 
 
 class SomeSlidesFailed(PandaError):
@@ -57,30 +60,41 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def enter(main: Callable[[], Any], *, joint: bool = False) -> NoReturn:
+def enter(main: Callable[[], Any], entry_point: str = "", purpose: str = "", *, joint: bool = False) -> NoReturn:
     """Run an entry point and exit.
 
-    With `joint`, all ranks that srun started find the same faults of a command, and rank 0 says them.
     The status is 0 only if no job was refused or lost slides, and 130 after Ctrl-C or a signal that ends it.
+
+    Args:
+        main: A function that Hydra wrapped.
+        entry_point: Name of its configuration in `conf/`.
+        purpose: What it does, for `--help`.
+        joint: All ranks that srun started find the same faults of a command, and rank 0 says them.
     """
     # Otherwise Hydra prints its errors and exits by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     debug = "debug=true" in (argument.lower() for argument in sys.argv)
+    set_up_logging(debug)
     try:
         with remember_arguments(sys.argv[1:]), stop_on_signals():
-            main()
+            asked = parse_arguments(sys.argv[1:], entry_point)
+            if asked.help and entry_point:
+                print(describe_command(entry_point, purpose, asked.overrides))
+            else:
+                main()
+            sys.stdout.flush()
     except KeyboardInterrupt as stop:
-        set_up_logging(debug)
         by = f" by {name_signal()}" if name_signal() else ""
         close_sweeps()
         submitted = [advise_sweep(folder) for folder in list_sweeps() if has_submitted(folder)]
         remedy = "; ".join(submitted) or str(stop) or "finished work is kept, and the same command continues from there"
         log.error("interrupted%s; %s", by, remedy)
         sys.exit(130)
+    except BrokenPipeError:  # the reader of the output has ended, for example `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
     except Exception as error:
         if _crashes:
             raise
-        set_up_logging(debug)
         close_sweeps()
         said = next(filter(None, (explain_launcher(error, folder) for folder in list_sweeps())), None)
         fault = error if isinstance(error, ConfigError) else ConfigError(said or explain(error, sys.argv[1:])[0])
@@ -150,6 +164,8 @@ def run_guarded(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """Run a job as `guard` says."""
     debug, folder = read_key(cfg, "debug") is True, str(read_key(cfg, "run_dir") or ".")
     set_up_logging(debug)
+    if is_multirun() and not find_launch().rank:
+        log.info("%s", describe_job(Path(folder)))
     try:
         with stop_on_signals():
             return job(cfg)
@@ -192,7 +208,9 @@ def refuse(error: PandaError | OSError, folder: Path, debug: bool = False) -> No
     if isinstance(error, OSError) and (remedy := _REMEDIES.get(error.errno or 0)):
         message = f"{error.filename2 or error.filename or folder}: {error.strerror}; {remedy}"
     _refusals.append(message)
-    if not isinstance(error, RankError):  # its reason is logged already
+    if is_said(message):
+        log.error("refused, see above")
+    elif not isinstance(error, RankError):  # its reason is logged already
         log.error("%s: %s", type(error).__name__, message, exc_info=error if debug else None)
 
 
@@ -244,6 +262,7 @@ def forget_refusals() -> None:
     _refusals.clear()
     _crashes.clear()
     forget_sweeps()
+    forget_jobs()
 
 
 def set_up_logging(debug: bool) -> None:

@@ -18,6 +18,7 @@ from panda.inference.slide_loop import get_slide_id, run_over_items
 from panda.inference.slide_result import TableRow
 from panda.report.grades_page import GRADES_TABLE, FeatureInferenceSummary, write_grades_page
 from panda.report.inference_summary import LastRun
+from panda.settings import format_value
 from panda.stored import InSample
 from panda.tables import write_table
 from panda.tasks.figures import make_timestamp
@@ -58,13 +59,14 @@ def infer_from_features(config: FeatureInferenceConfig) -> None:
     write_table(folder / GRADES_TABLE, rows, None if rows else ["slide_id"])
     notes = [*list_unknown(grading.origins), *(config.list_patient_notes() or grader.list_bag_notes())]
     if images and (absent := len(files.keys() - images)):
-        notes.append(f"{absent} of {len(files)} slides are not among slides={config.slides}, so no picture shows them.")
+        given = format_value(config.slides)
+        notes.append(f"{absent} of {len(files)} slides are not among slides={given}, so no picture shows them.")
     for note in notes:
         log.warning("%s", note)
     FeatureInferenceSummary(
         grading_checkpoint=str(config.grading.path),
         features=config.features,
-        slides=config.slides,
+        slides=format_value(config.slides) if config.slides else None,
         target=grader.metadata.target,
         origin=grader.origin,
         tiles=grader.metadata.tiles.k,

@@ -14,13 +14,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from panda.app.build import Faults
-from panda.app.command_line import explain
+from panda.app.command_line import ENTRY_POINTS, explain
 from panda.app.hydra_job import is_plain_name, read_key
 from panda.app.ranks import find_launch, find_sweep_faults
 from panda.app.registry import SPECIAL
 from panda.errors import ConfigError
 
-ENTRY_POINTS = ("train", "infer", "audit", "features")
 ALLOWED = re.compile(
     r"hydra\.callbacks\.\w+\._target_=panda\.app\.sweep\.SweepPage"
     r"|hydra\.(launcher|sweeper)\._target_=(hydra\._internal\.core_plugins|hydra_plugins)\.[\w.]+"
@@ -30,6 +29,8 @@ OPTUNA = (
     "hydra/sweeper=optuna searches for the worst setting, as its default direction is minimize, and needs optuna 2; "
     "search with: python -m panda.app.search study=sqlite:///study.db n=50 and your arguments (--help says more)"
 )
+_LIST = re.compile(r"(slides|data\.exclude|logger\.tags|allow_packages)=([^][{}()'\"=]*,[^][{}()'\"=]*)")
+"""An override of a key that takes a list, with values that commas separate. Without -m it means the list."""
 LOGGING_PARTS = ("handlers", "formatters", "filters", "loggers", "root")
 """Parts of a logging configuration that can name classes and files."""
 
@@ -52,12 +53,14 @@ def install_hydra_check() -> None:
         faults, left = Faults(), [text for text in overrides if text != "hydra/sweeper=optuna"]
         if left != overrides:
             faults.add(OPTUNA)
+        if run_mode == RunMode.RUN:
+            left = [_LIST.sub(r"\1=[\2]", text) if _LIST.fullmatch(text) else text for text in left]
         while True:
             try:
                 cfg = compose(loader, config_name, left, run_mode, *more, **options)
                 break
             except Exception as error:  # Hydra raises several classes
-                fault, argument = explain(error, left)
+                fault, argument = explain(error, left, config_name or "")
                 faults.add(fault)
                 if argument is None or argument not in left:
                     raise ConfigError(faults.found) from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from panda.files import write_whole
@@ -66,12 +66,11 @@ def read_key(cfg: DictConfig, key: str) -> Any:
     return None
 
 
-def choices_made() -> list[str]:
+def choices_made() -> ListConfig:
     """Return the choice of each group of `conf/`, such as `model=unet`; an empty list without a command line."""
-    if not HydraConfig.initialized():
-        return []
-    chosen = HydraConfig.get().runtime.choices
-    return [f"{group}={choice}" for group, choice in sorted(chosen.items()) if choice and group.isidentifier()]
+    chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    made = [f"{group}={choice}" for group, choice in sorted(chosen.items()) if choice and group.isidentifier()]
+    return OmegaConf.create(made)  # OmegaConf.resolve refuses a plain list
 
 
 def job_folder(own: str | None) -> str | None:
@@ -94,8 +93,30 @@ def loss_of_kind(kind: str) -> str:
 def run_folder(resume: str | None, task: str, name: str | None, now: str) -> str:
     """Return the folder of the resumed run, otherwise `runs/<task>/<name or time>`."""
     if resume and resume != AUTO:
-        return str(Path(str(resume)).parent.parent)
+        return str(find_resumed(str(resume)).parent.parent)
     return str(Path("runs") / task / str(now if name is None else name))
+
+
+def find_resumed(resume: Path | str) -> Path:
+    """Return the checkpoint that `resume` names, itself or by the folder of its run."""
+    path = Path(resume)
+    return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+
+
+def describe_subdir_fault() -> str | None:
+    """Return the fault of `hydra.sweep.subdir` of this job if it is no name of a folder in that of the sweep."""
+    if not is_multirun():
+        return None
+    try:
+        subdir = HydraConfig.get().sweep.subdir
+    except OmegaConfBaseException:  # the number of a job that is refused is not known yet
+        return None
+    if is_plain_name(subdir):
+        return None
+    return (
+        f"hydra.sweep.subdir={subdir} must be one name without a slash, because the table of a sweep has the folders "
+        "in that of the sweep; leave it out for the number of the job"
+    )
 
 
 def sweep_folder(task: str, name: str | None, now: str) -> str:

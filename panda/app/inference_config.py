@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 
 from panda.app.cluster import WorkerCluster
 from panda.app.hydra_job import find_idle_faults
-from panda.app.inference_slides import check_labels_source, find_labelled_slides, find_slides
+from panda.app.inference_slides import SlideNames, check_labels_source, find_labelled_slides, find_slides
 from panda.app.sharded_slides import ShardedSlides
 from panda.app.slide_division import Cluster
 from panda.data.feature_files import find_feature_files, read_origin
@@ -56,7 +56,7 @@ class InferenceKeys(SlideSettings):
     cluster: Cluster
     checkpoint: Text | None
     grading_checkpoint: Text | None
-    slides: Text | None
+    slides: SlideNames | None
     features: Text | None
     patients: Text | None
     output: Text
@@ -87,7 +87,7 @@ class InferenceConfig(ShardedSlides, InferenceKeys):
     """The keys of an inference that maps slides."""
 
     checkpoint: Text
-    slides: Text
+    slides: SlideNames
 
     @functools.cached_property
     def segmentation(self) -> Checkpoint[SegmentationMetadata]:

@@ -11,11 +11,15 @@ from typing import NamedTuple
 
 from panda.data.manifest import SlideRecord, read_manifest
 from panda.data.slide_files import SLIDE_SUFFIXES, sort_slide_files
-from panda.data.slide_rows import TABLE
+from panda.data.slide_rows import ID_COLUMNS, TABLE, find_id_column
 from panda.errors import ConfigError, ManifestError
+from panda.settings import Names, Text, format_value
 from panda.tables import read_user_table
 from panda.tasks.checkpoint import Checkpoint
 from panda.tasks.metadata import SegmentationMetadata
+
+SlideNames = Text | Names
+"""What `slides` holds: one text, or several."""
 
 
 class FoundSlides(NamedTuple):
@@ -25,15 +29,29 @@ class FoundSlides(NamedTuple):
     passed_over: str
 
 
-def find_slides(given: str) -> FoundSlides:
+def find_slides(given: str | Sequence[str]) -> FoundSlides:
     """Find the slides that `slides=` names.
 
-    It names a slide, a folder of slides, a folder in PANDA's layout, a glob, or a CSV. A CSV has a column `path`, or a
-    column `image_id` of slides that are in `train_images/` or next to the table. Several files of one slide count once,
-    see `sort_slide_files`. Files of a folder or glob that are no slides are passed over.
+    It names a slide, a folder of slides, a folder in PANDA's layout, a glob, or a CSV, or several of them. A CSV has a
+    column `path`, or a column `slide_id` or `image_id` of slides that are in `train_images/` or next to the table.
+    Several files of one slide count once, see `sort_slide_files`. Files of a folder or glob that are no slides are
+    passed over.
 
     A slide that a CSV names is returned even if it does not exist, so that its absence is recorded.
     """
+    parts = [_find_named(text) for text in ([given] if isinstance(given, str) else given)]
+    found = list(dict.fromkeys(path for part in parts for path in part.paths))
+    twice = [name for name, count in Counter(p.stem for p in found).items() if count > 1]
+    if twice:
+        raise ConfigError(
+            f"slides={format_value(given)}: several slides are named {', '.join(map(repr, sorted(twice)[:5]))}; "
+            "results go by name"
+        )
+    return FoundSlides(found, "; ".join(part.passed_over for part in parts if part.passed_over))
+
+
+def _find_named(given: str) -> FoundSlides:
+    """Find the slides of one text, see `find_slides`."""
     path = Path(given)
     if path.is_file() and path.suffix.lower() == ".csv":
         listed = _read_slide_table(path)
@@ -52,12 +70,7 @@ def find_slides(given: str) -> FoundSlides:
         raise ConfigError(
             f"slides={given}: no slide found{passed_over and f' (passed over: {passed_over})'}; give a slide, a folder "
             f"of {', '.join(SLIDE_SUFFIXES[:3])} … files, a quoted glob such as 'slides/*.svs', or a CSV with a column "
-            "path or image_id" + describe_brackets(given)
-        )
-    twice = [name for name, count in Counter(p.stem for p in found).items() if count > 1]
-    if twice:
-        raise ConfigError(
-            f"slides={given}: several slides are named {', '.join(map(repr, sorted(twice)[:5]))}; results go by name"
+            "path or slide_id" + describe_brackets(given)
         )
     return FoundSlides(found, passed_over)
 
@@ -69,9 +82,9 @@ def describe_brackets(given: str) -> str:
 
 def _read_slide_table(table: Path) -> list[Path]:
     """Return the paths of the slides that a CSV names."""
-    numbered = read_user_table(table, (), ("path", "image_id"), may_be_empty=True)
+    numbered = read_user_table(table, (), ("path", *ID_COLUMNS), may_be_empty=True)
     rows = [row for _, row in numbered]
-    key = "path" if rows and "path" in rows[0] else "image_id"
+    key = "path" if not rows or "path" in rows[0] else find_id_column(table, rows[0])
     empty = [number for number, row in numbered if not row[key]]
     if empty:
         raise ManifestError(f"{table}: line {empty[0]} has no {key}; fill it in or remove the line")
@@ -79,10 +92,9 @@ def _read_slide_table(table: Path) -> list[Path]:
         return [table.parent / row["path"] for row in rows]
     folder = table.parent / "train_images"
     folder = folder if folder.is_dir() else table.parent
-    unsafe = [row["image_id"] for row in rows if Path(row["image_id"]).name != row["image_id"]]
-    if unsafe:
-        raise ManifestError(f"{table}: image_id {unsafe[0]!r} is a path; give the slide's name alone, or a column path")
-    return [folder / f"{row['image_id']}.tiff" for row in rows]
+    if unsafe := [row[key] for row in rows if Path(row[key]).name != row[key]]:
+        raise ManifestError(f"{table}: {key} {unsafe[0]!r} is a path; give the slide's name alone, or a column path")
+    return [folder / f"{row[key]}.tiff" for row in rows]
 
 
 def check_labels_source(source: str | None) -> None:

@@ -208,7 +208,7 @@ def _wants_ranks(launch: Launch, cfg: DictConfig) -> bool | None:
     resume = read_key(cfg, "resume")
     if resume and isinstance(resume, str) and resume != AUTO:
         try:
-            cfg = load_resumed_config(cfg, Path(resume))
+            cfg = load_resumed_config(cfg, resume)
         except PandaError:
             return None
     strategy, devices, num_nodes = read_ranks(cfg)

@@ -16,6 +16,7 @@ from panda.data.manifest import SlideRecord
 from panda.data.patients import divide_tiles, list_incomplete
 from panda.inference.bag_grader import BagGrade, BagGrader
 from panda.inference.grade import GradeRecord
+from panda.progress import Progress
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ class PatientGrading:
         A patient is left out if one of its slides fails.
         """
         graded = {}
-        with tqdm(patients.items(), desc=self.stage, unit="patient", dynamic_ncols=True) as bar:
+        with Progress(patients.items(), self.stage, unit="patient") as bar:
             for name, slides in bar:
                 if (grade := self._grade(name, slides, bar)) is not None:
                     graded[name] = grade

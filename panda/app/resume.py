@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from panda.app.build import Faults
-from panda.app.hydra_job import is_typed, list_overrides
+from panda.app.hydra_job import find_resumed, is_typed, list_overrides
 from panda.errors import ConfigError
 from panda.settings import escape
 
@@ -37,8 +37,9 @@ def is_resumable(key: str, grading: bool) -> bool:
     return key.startswith(RESUMABLE) and not (grading and key in DECIDES_BAGS)
 
 
-def load_resumed_config(cfg: DictConfig, resume: Path) -> DictConfig:
-    """Return the configuration of the run of checkpoint `resume`, changed by the overrides of this command."""
+def load_resumed_config(cfg: DictConfig, given: Path | str) -> DictConfig:
+    """Return the configuration of the run that `resume=` gives, changed by the overrides of this command."""
+    resume = find_resumed(given)
     own = _read_config(resume)
     grading = OmegaConf.select(own, "task.name") == "grading"
     faults = Faults()
@@ -96,7 +97,9 @@ def _read_config(resume: Path) -> DictConfig:
     written = resume.parent.parent / "config.yaml"
     for needed in (resume, written):
         if not needed.is_file():
-            raise ConfigError(f"resume={resume}: {needed} does not exist; give runs/…/checkpoints/last.ckpt of a run")
+            raise ConfigError(
+                f"resume={resume}: {needed} does not exist; give the folder of a run, or its checkpoints/last.ckpt"
+            )
     last = resume.with_name("last.ckpt")
     if resume.name != last.name:
         raise ConfigError(

@@ -6,18 +6,18 @@ import functools
 from pathlib import Path
 from typing import Any, Self
 
-from panda.app.inference_slides import FoundSlides, find_slides
+from panda.app.inference_slides import FoundSlides, SlideNames, find_slides
 from panda.app.slide_division import DivisionKeys
 from panda.data.settings import SlideSettings
 from panda.inference.compute import EngineSettings
-from panda.settings import Text, rule
+from panda.settings import rule
 from panda.tables import require_parquet
 
 
 class ShardedSlides(DivisionKeys, SlideSettings):
     """The keys of a command that works on slides, or on a shard of them, here or on a cluster."""
 
-    slides: Text
+    slides: SlideNames
     engine: EngineSettings
 
     @functools.cached_property

@@ -6,13 +6,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from panda.data.bagset import BagItem
 from panda.data.failures import Failure, record_failure
 from panda.data.manifest import SlideRecord
 from panda.inference.feature_store import FeatureStore
 from panda.inference.features import TileBag
+from panda.progress import Progress
 from panda.wsi.slide import SlideOptions
 
 SlideTiles = tuple[SlideRecord, TileBag]
@@ -39,7 +38,7 @@ def make_items(
         return list(items.values())
     stage = f"features of {split}"
     features: dict[TileBag, Path] = {}
-    with tqdm(total=len(bags), desc=stage, unit="slide", dynamic_ncols=True) as bar:
+    with Progress(total=len(bags), stage=stage) as bar:
 
         def add(bag: TileBag, found: Path | Exception) -> None:
             bar.update()

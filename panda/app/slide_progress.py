@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tqdm import tqdm
-
 from panda.app.slide_tables import NamedResult, SlideTables
 from panda.data.failures import Failure, record_failure
+from panda.progress import Progress
 
 
 class SlideProgress:
@@ -21,7 +20,7 @@ class SlideProgress:
 
     def __init__(self, tables: SlideTables[Any], slides: int, stage: str) -> None:
         self._tables, self._stage = tables, stage
-        self._bar: tqdm[Any] = tqdm(total=slides, desc=stage, unit="slide", dynamic_ncols=True)
+        self._bar = Progress(total=slides, stage=stage)
 
     def add(self, result: NamedResult, failure: Failure | None = None) -> None:
         """Record a slide whose files are written, and the failure of its last step if there is one."""

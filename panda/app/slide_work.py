@@ -15,6 +15,7 @@ from panda.app.sharded_slides import ShardedSlides
 from panda.app.slide_progress import SlideProgress
 from panda.app.slide_tables import NamedResult
 from panda.data.failures import Failure
+from panda.settings import format_value
 
 if TYPE_CHECKING:  # an optional package
     from panda.app.cluster_map import SlideCluster
@@ -37,7 +38,8 @@ def begin_log(config: ShardedSlides, folder: Path, command: str) -> None:
     """Begin the log of a command in its folder, with the numbers of slides."""
     (paths, passed_over), part = config.slide_list, config.own_shard
     log_to_file(folder / (f"{command}.log" if part is None else f"{command}-{part.number}-of-{part.count}.log"))
-    log.info("slides=%s: %d slides%s", config.slides, len(paths), passed_over and f"; passed over: {passed_over}")
+    more = passed_over and f"; passed over: {passed_over}"
+    log.info("slides=%s: %d slides%s", format_value(config.slides), len(paths), more)
     if part:
         log.info("shard %s: %d of them", part, len(config.own_slides))
 

@@ -55,16 +55,20 @@ class SweepPage(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the page and record failed jobs, after the last job."""
         # Imported here, because Hydra builds its callbacks even for --help.
+        from panda.report.ranking import describe_ranking  # noqa: PLC0415
         from panda.report.run_folder import make_natural_key, read_text  # noqa: PLC0415
         from panda.report.sweep_jobs import describe_states, is_successful, read_jobs  # noqa: PLC0415
         from panda.report.sweep_page import write_sweep  # noqa: PLC0415
 
         folder = Path(config.hydra.sweep.dir)
+        refused: dict[str, list[str]] = {}
         for file in sorted((folder / REFUSED).glob("[!.]*"), key=lambda path: make_natural_key(path.name)):
-            refuse(PandaError(f"job {file.name}: {read_text(file)}"), folder)
+            refused.setdefault(read_text(file), []).append(file.name)
+        for reason, names in refused.items():
+            refuse(PandaError(f"job{'s' * (len(names) > 1)} {', '.join(names)}: {reason}"), folder)
         jobs = read_jobs(folder)
         record_failed_jobs(sum(not is_successful(job) for job in jobs))
-        print(describe_states(jobs))
+        print("\n".join([describe_states(jobs), *describe_ranking(folder, jobs)]))
         try:
             print(f"sweep: {write_sweep(folder, jobs)}")
         except OSError as error:  # Hydra would only warn, with exit status 0

@@ -17,6 +17,7 @@ from panda.app.begun_job import BegunRun, clear_failed_start, find_begun_run
 from panda.app.build import Faults
 from panda.app.callbacks import (
     Clock,
+    EpochLines,
     EpochSeed,
     LearningRateLogger,
     MovableCheckpoint,
@@ -158,7 +159,7 @@ def check(cfg: DictConfig, faults: Faults | None = None) -> tuple[DictConfig, Tr
     resume = read_key(cfg, "resume")
     if resume and isinstance(resume, str) and resume != AUTO:
         with faults.collect():
-            cfg = load_resumed_config(cfg, Path(resume))
+            cfg = load_resumed_config(cfg, resume)
     with faults.collect():
         faults.add(*find_launch_faults(find_launch(), *read_ranks(cfg)))
     with suppress(ValueError, TypeError):  # the check names an impossible seed
@@ -283,7 +284,8 @@ def build_trainer(
         ),
         Patience(monitor=monitor, mode=mode, patience=cfg.task.patience, check_finite=False),
         LearningRateLogger(),
-        *([ProgressBar(refresh_rate=5)] if cfg.trainer.enable_progress_bar else []),
+        EpochLines(),
+        *([ProgressBar(refresh_rate=5)] if cfg.trainer.shows_bar else []),
     ]
     trainer = cfg.trainer.build(
         logger=loggers,

@@ -11,7 +11,7 @@ from torch import nn
 
 from panda.app.begun_job import holds_run, is_finished
 from panda.app.build import build
-from panda.app.hydra_job import AUTO, is_multirun, is_plain_name, is_unnamed
+from panda.app.hydra_job import AUTO, describe_subdir_fault, is_multirun, is_plain_name, is_unnamed
 from panda.app.registry import Slot
 from panda.app.tracking import Tracking
 from panda.app.trainer import TrainerSettings
@@ -93,6 +93,11 @@ class TrainConfig(Settings):
     allow_packages: Names
     debug: bool
     run_dir: Text
+
+    @rule
+    def _check_subdir(self) -> Iterator[str]:
+        if fault := describe_subdir_fault():
+            yield fault
 
     @rule
     def _check_folder(self) -> Iterator[str]:

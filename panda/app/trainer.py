@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -105,6 +106,11 @@ class TrainerSettings(Settings):
         return is_joint(self.strategy)
 
     @property
+    def shows_bar(self) -> bool:
+        """Whether the training has a progress bar, which a batch log does not get."""
+        return self.enable_progress_bar and sys.stdout.isatty()
+
+    @property
     def machine_precision(self) -> Precision:
         """The precision that `auto` means on this machine, otherwise the given one."""
         if self.precision != "auto":
@@ -115,10 +121,11 @@ class TrainerSettings(Settings):
     def build(self, **given: Any) -> pl.Trainer:
         """Build the trainer, with the options that a run sets itself."""
         options = {name: getattr(self, name) for name in type(self).model_fields}
+        options |= {"precision": self.machine_precision, "enable_progress_bar": self.shows_bar}
         environment = RankEnvironment(find_launch()) if is_joint(self.strategy) else SpawnEnvironment()
         environment.set_global_rank(environment.global_rank())
         return pl.Trainer(
-            **options | {"precision": self.machine_precision},
+            **options,
             plugins=[AtomicCheckpointIO(), environment],
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the loaders split an epoch themselves

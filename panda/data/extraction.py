@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from panda.data.disk import require_room
 from panda.data.failures import Failure
@@ -43,6 +42,7 @@ from panda.data.store import (
 )
 from panda.errors import MaskError, PandaError, SlideError, name_exhaustion, raise_exhaustion
 from panda.files import hold_lock, write_beside
+from panda.progress import Progress
 from panda.wsi.annotations.source import AnnotationSource
 from panda.wsi.classes import ANY_CANCER
 from panda.wsi.grid import Grid
@@ -122,7 +122,7 @@ def _extract_pending(
     total = len(slides) + len(pending)
     with (
         ThreadPoolExecutor(max(1, workers), thread_name_prefix="extract") as pool,
-        tqdm(total=total, initial=len(slides), desc="patches", unit="slide", disable=not progress) as bar,
+        Progress(total=total, stage="patches", initial=len(slides), hidden=not progress) as bar,
     ):
         futures = [pool.submit(_try_slide, record, settings, store, stop) for record in pending]
         try:

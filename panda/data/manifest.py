@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from panda.data.slide_rows import TABLE, read_rows
+from panda.data.slide_rows import TABLE, find_id_column, read_rows
 from panda.errors import ManifestError, MaskError, SlideError
 from panda.tables import read_user_table
 from panda.wsi.label_maps import LabelMap, tumor_bool_from_gray
@@ -121,7 +121,9 @@ def read_manifest(
 
 
 def read_groups(path: Path | str, key: str = "data.groups") -> tuple[dict[str, str], GroupKind]:
-    """Read the patient (or other group) of each slide from a CSV with `image_id` and `patient` (or `group`).
+    """Read the patient (or other group) of each slide from a CSV with `slide_id` and `patient` (or `group`).
+
+    The name of the slide can be in `image_id` too, as in PANDA's table.
 
     Args:
         path: The file.
@@ -135,15 +137,15 @@ def read_groups(path: Path | str, key: str = "data.groups") -> tuple[dict[str, s
     """
     path = Path(path)
     if not path.is_file():
-        raise ManifestError(f"{path}: no such file; {key} is a CSV with image_id and patient (or group)")
+        raise ManifestError(f"{path}: no such file; {key} is a CSV with slide_id and patient (or group)")
     groups: dict[str, str] = {}
     kind: GroupKind = "group"
-    for number, row in read_user_table(path, ("image_id",), one_of=GROUP_COLUMNS):
+    for number, row in read_user_table(path, (), one_of=GROUP_COLUMNS):
         kind = next(column for column in GROUP_COLUMNS if column in row)
-        name = row[kind]
-        slide_id = row["image_id"]
+        id_column = find_id_column(path, row)
+        name, slide_id = row[kind], row[id_column]
         if not slide_id or not name:
-            raise ManifestError(f"{path}, row {number}: empty image_id or group; fill it in or remove the row")
+            raise ManifestError(f"{path}, row {number}: empty {id_column} or group; fill it in or remove the row")
         if groups.setdefault(slide_id, name) != name:
             raise ManifestError(
                 f"{path}, row {number}: {slide_id!r} is in {name!r} and in {groups[slide_id]!r}; a slide has one group"

@@ -23,7 +23,7 @@ from panda.data.patches import SlidePatches
 from panda.data.pixel_stores import PatchRow, PixelStore, open_pixel_store
 from panda.data.settings import PatchSettings
 from panda.data.splits import SPLITS, Split
-from panda.data.store import StoreResult, read_store
+from panda.data.store import STORE_FILE, StoreResult, read_store
 from panda.errors import ManifestError
 from panda.files import advise_removal, fingerprint, hold_lock, write_beside
 from panda.tables import decode_cell, write_table
@@ -36,6 +36,17 @@ def list_columns(settings: PatchSettings) -> tuple[str, ...]:
     """Return the columns of the manifests of a store."""
     classes = settings.classes
     return (*PatchRow._fields, *(f"{name}_fraction" for name in classes.cancer_names if not classes.is_binary))
+
+
+def _find_store(manifest: Path) -> Path:
+    """Return the store of a manifest, or refuse a path that is none."""
+    place = "give STORE/splits/FINGERPRINT/train.csv of a patch store, or val.csv or test.csv"
+    if not manifest.is_file():
+        raise ManifestError(f"{manifest}: the patch manifest does not exist; {place}")
+    store = manifest.resolve().parents[:3][-1]
+    if not (store / STORE_FILE).is_file():
+        raise ManifestError(f"{manifest} is no patch manifest, because there is no {store / STORE_FILE}; {place}")
+    return store
 
 
 class PatchTable(Sequence[PatchRow]):
@@ -51,7 +62,7 @@ class PatchTable(Sequence[PatchRow]):
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.store = self.path.resolve().parents[2]
+        self.store = _find_store(self.path)
         self.settings = read_store(self.store)
         self.pixels = open_pixel_store(self.settings)
         slides: dict[tuple[str, ...], int] = {}

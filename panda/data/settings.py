@@ -35,7 +35,7 @@ AUDIT = f"{name_command('audit')} data=panda data.root=…"
 """The command that finds the findings."""
 _FILES = {
     "findings": f"findings.csv of an audit ({AUDIT})",
-    "groups": "a CSV with image_id and patient (or group)",
+    "groups": "a CSV with slide_id and patient (or group)",
     "splits": "splits.csv of a run",
 }
 

@@ -20,7 +20,9 @@ from panda.wsi.gleason import isup_grade_from_score
 from panda.wsi.label_maps import describe_unknown_provider, get_label_maps
 
 TABLE, IMAGES, MASKS = "train.csv", "train_images", "train_label_masks"
-_ID, _PROVIDER, _GRADE = ("image_id", "slide_id"), ("data_provider", "provider"), ("isup_grade", "grade")
+ID_COLUMNS = ("image_id", "slide_id")
+"""The columns of which a table has one, with the name of a slide."""
+_ID, _PROVIDER, _GRADE = ID_COLUMNS, ("data_provider", "provider"), ("isup_grade", "grade")
 _FILES = ("path", "mask", "annotation")
 _SYNONYMS = (_ID, _PROVIDER, _GRADE)
 KNOWN = (*_FILES, *_ID, *_PROVIDER, "patient", *_GRADE, "gleason_score")
@@ -31,6 +33,18 @@ _LONGEST_ID = 200
 """Bytes of an id. File systems allow names of 255, and an id is a part of longer names."""
 _CLOSE = 0.8
 _SCORE = re.compile(r"([0-5])\s*\+\s*([0-5])(?:\s*=\s*(\d+))?")
+
+
+def find_id_column(path: Path, row: Mapping[str, str]) -> str:
+    """Return the column of a row that names the slide.
+
+    Raises:
+        ManifestError: If the table has none, or both.
+    """
+    found = [column for column in ID_COLUMNS if column in row]
+    if len(found) != 1:
+        raise ManifestError(f"{path}: the table must have a column {' or '.join(ID_COLUMNS)}, and only one of them")
+    return found[0]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ other slide. A model of both providers and a model of one have the same test sli
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ from panda.data.settings import AUDIT, SelectionSettings
 from panda.data.splits import SPLITS, Split, fold_slides, split_slides
 from panda.errors import ManifestError
 from panda.tables import read_user_table, write_table
+
+log = logging.getLogger(__name__)
 
 LEFT_OUT = "left_out"
 SPLIT_COLUMNS = ("slide_id", "group", "groups_are", "provider", "isup_grade", "split", "why")
@@ -156,6 +159,8 @@ def _find_reasons(records: Sequence[SlideRecord], settings: SelectionSettings) -
     if settings.findings is not None:
         wants_slides = any(find_file_check(name) is None for name in settings.exclude)
         found = _read_findings(settings.findings, ids, wants_slides=wants_slides)
+        if not wants_slides:
+            _warn_of_idle_findings(found, settings)
     why: dict[str, str] = {}
     for record in records:
         if settings.slide_id is not None and record.slide_id != settings.slide_id:
@@ -169,6 +174,16 @@ def _find_reasons(records: Sequence[SlideRecord], settings: SelectionSettings) -
                     why[record.slide_id] = name
                     break
     return why
+
+
+def _warn_of_idle_findings(found: Mapping[str, set[str]], settings: SelectionSettings) -> None:
+    """Say that no slide is left out by a table of findings, and which findings it has."""
+    counts = Counter(name for names in found.values() for name in names)
+    known = ", ".join(f"{name} ({count})" for name, count in counts.most_common()) or "none"
+    log.warning(
+        "data.findings=%s is not used: data.exclude=[%s] names no finding of an audit; those of the file are %s",
+        *(settings.findings, ",".join(settings.exclude), known),
+    )
 
 
 def _read_findings(path: Path, ids: Collection[str], *, wants_slides: bool) -> dict[str, set[str]]:

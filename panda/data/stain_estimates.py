@@ -10,14 +10,13 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
-from tqdm import tqdm
-
 from panda.data.failures import Failure
 from panda.data.patches import SlidePatches
 from panda.data.settings import PatchSettings
 from panda.data.store import StoreResult
 from panda.errors import name_exhaustion, raise_exhaustion
 from panda.files import hold_lock, remove_leftovers, write_json
+from panda.progress import Progress
 from panda.wsi.stain_normalization import STAIN_RULES, StainProfile, find_stain
 from panda.wsi.tissue import find_tissue
 
@@ -47,7 +46,7 @@ def estimate_stains(result: StoreResult, settings: PatchSettings, *, workers: in
             unknown.append(patches)
     with hold_lock(result.store / "stains"), ThreadPoolExecutor(max(1, workers), thread_name_prefix="stain") as pool:
         found = pool.map(functools.partial(_estimate_stain, settings), unknown)
-        for patches, outcome in zip(unknown, tqdm(found, "stains", len(unknown), disable=not unknown), strict=True):
+        for patches, outcome in zip(unknown, Progress(found, "stains", len(unknown), hidden=not unknown), strict=True):
             slide_id = patches.record.slide_id
             if isinstance(outcome, Failure):
                 result.failures.append(outcome)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +68,7 @@ def select_panel_rows(
     """Select at most `count` rows of `draw_panels` for one mapped slide; patches do not overlap.
 
     A patch has `patch_size` px of the canvas. Its weight is the sum of probability and cancer pixels, both in tissue.
+    At the edge of the slide, patches of the grid overlap. Of two that do, the heavier one is selected.
     """
     if count < 1:
         return []
@@ -85,7 +87,6 @@ def select_panel_rows(
         weights.append(float(canvas.read(x, y, *size)[where].sum()))
         if mask is not None:
             weights[-1] += float(mask.read_tumor(view, level0, size)[where].sum())
-    heaviest = sorted(range(len(weights)), key=lambda i: -weights[i])[:count]
     return [
         PanelRow(
             image=slide.read(view, level0, size),
@@ -98,5 +99,23 @@ def select_panel_rows(
             title=f"{record.slide_id} ({record.provider}) x={level0[0]} y={level0[1]}",
             um_per_px=view.mpp[0] if view.mpp else None,
         )
-        for (x, y), level0 in (corners[i] for i in heaviest)
+        for (x, y), level0 in (corners[i] for i in select_apart(grid.working, weights, patch_size)[:count])
     ]
+
+
+def select_apart(corners: NDArray[np.integer], weights: Sequence[float], side: int) -> list[int]:
+    """Select patches that do not overlap, the heaviest first.
+
+    Args:
+        corners: Corners of the patches, (N, 2) in px.
+        weights: Weight of each patch, (N,).
+        side: Side of a patch in px.
+
+    Returns:
+        The numbers of the patches.
+    """
+    chosen: list[int] = []
+    for index in np.argsort(-np.asarray(weights), kind="stable").tolist():
+        if (np.abs(corners[chosen] - corners[index]).max(axis=1, initial=0) >= side).all():
+            chosen.append(index)
+    return chosen

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from panda.data.failures import Failure, record_failure
 from panda.data.manifest import SlideRecord
+from panda.progress import Progress
 from panda.wsi.slide import Slide, SlideOptions
 from panda.wsi.tissue import TissueMap, find_tissue
 
@@ -62,7 +63,7 @@ def run_over_items(
 ) -> list[R]:
     """Run `work` as `run_over_slides` does, for one item a slide, which is not opened; `slide_id` returns its id."""
     results = []
-    with tqdm(items, desc=stage, unit="slide", dynamic_ncols=True) as bar:
+    with Progress(items, stage) as bar:
         for item in bar:
             try:
                 results.append(work(item, bar))

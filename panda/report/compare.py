@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from panda.data.targets import TargetSpec
 from panda.errors import ManifestError, PandaError
@@ -69,7 +69,19 @@ def check_comparable(folders: tuple[Path, Path], summaries: tuple[RunSummary, Ru
                 )
 
 
+class Comparison(NamedTuple):
+    """A written comparison: its page, and the difference of the first figure in a sentence."""
+
+    page: Path
+    verdict: str
+
+
 def compare(a: Path, b: Path, output: Path | None = None) -> Path:
+    """Compare two finished runs, see `compare_runs`, and return the page."""
+    return compare_runs(a, b, output).page
+
+
+def compare_runs(a: Path, b: Path, output: Path | None = None) -> Comparison:
     """Compare two finished runs slide by slide.
 
     Args:
@@ -79,7 +91,7 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
             `compare-A-B` next to the second run.
 
     Returns:
-        The page.
+        The page and the verdict.
 
     Raises:
         PandaError: If a folder holds no finished run, or slides, truth or resolution of the runs differ.
@@ -99,7 +111,8 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
     write_table(output / "compare.csv", [_make_figure_row(difference) for difference in found])
     slides = _make_slide_rows(pairs, groups, scoring)
     write_table(output / "compare_slides.csv", slides)
-    return write_page(
+    verdict = _write_lead(found[0], names) if found else ""
+    page = write_page(
         output / "compare.html",
         "compare.html",
         names=names,
@@ -113,7 +126,7 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
             if summary.test is not None
             for alarm in list_alarms(summary.test)
         ],
-        lead=_write_lead(found[0], names) if found else "",
+        lead=verdict,
         choices=_tabulate_choices(a, b, names),
         figures=_tabulate_figures(found, names),
         chart=draw_pairs(
@@ -131,12 +144,18 @@ def compare(a: Path, b: Path, output: Path | None = None) -> Path:
         table=_make_slide_table(slides, names, scoring),
         sides=_choose_sides((a, b), output, slides, names) if scoring == "segmentation" else [],
     )
+    return Comparison(page, verdict)
 
 
 def _name_runs(a: Path, b: Path) -> tuple[str, str]:
     """Return short names that differ; a number is called a job."""
     one, other = (f"job {path.name}" if path.name.isdecimal() else path.name for path in (a, b))
-    return (one, other) if one != other else (f"{a.parent.name} {one}", f"{b.parent.name} {other}")
+    if one != other:
+        return one, other
+    # The nearest folders above that differ; a run that is compared with itself has none.
+    above = ((up.name, down.name) for up, down in zip(a.parents, b.parents, strict=False) if up.name != down.name)
+    first, second = next(above, ("first", "second"))
+    return f"{first} {one}", f"{second} {other}"
 
 
 def _make_figure_row(difference: Difference) -> dict[str, Any]:
@@ -289,7 +308,7 @@ def _make_address(path: Path, start: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the comparison and print its path; return 1 and say why if the runs cannot be compared."""
+    """Write the comparison and print its verdict and path; return 1 and say why if the runs cannot be compared."""
     parser = argparse.ArgumentParser(
         prog="python -m panda.report.compare", description="Compare two runs on the same test slides, slide by slide."
     )
@@ -298,11 +317,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="folder for the page and tables; default compare-A-B next to B")
     asked = parser.parse_args(arguments)
     try:
-        page = compare(asked.a, asked.b, asked.output)
+        found = compare_runs(asked.a, asked.b, asked.output)
     except (PandaError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    print(f"comparison: {page}")
+    if found.verdict:
+        print(found.verdict)
+    print(f"comparison: {found.page}")
     return 0
 
 

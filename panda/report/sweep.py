@@ -12,6 +12,7 @@ from pathlib import Path
 
 from panda.errors import PandaError
 from panda.report.page import require_folder
+from panda.report.ranking import describe_ranking
 from panda.report.sweep_jobs import describe_states, is_successful, read_jobs
 from panda.report.sweep_page import write_sweep
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PandaError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    print(describe_states(jobs))
+    print("\n".join([describe_states(jobs), *describe_ranking(folder, jobs)]))
     print(f"sweep: {page}")
     return int(not jobs or not all(map(is_successful, jobs)))
 

@@ -18,10 +18,10 @@ from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
-from tqdm import tqdm
 
 from panda.errors import ConfigError, ManifestError, name_exhaustion
 from panda.files import advise_removal, fingerprint, hold_lock, remove, replace, sync, write_whole
+from panda.progress import Progress
 from panda.settings import Settings
 from panda.synthetic.layout import GRADE_PATTERNS, plan_scene
 from panda.synthetic.painter import Painter
@@ -210,7 +210,7 @@ def _fill(folder: Path, spec: SyntheticSpec, progress: bool) -> None:
     with ThreadPoolExecutor(min(os.cpu_count() or 1, spec.slides, 8)) as pool:
         drawn = pool.map(lambda number: _draw_numbered(folder, spec, number), range(spec.slides))
         try:
-            truths = list(tqdm(drawn, "drawing slides", spec.slides, unit="slide", disable=not progress))
+            truths = list(Progress(drawn, "drawing slides", spec.slides, hidden=not progress))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -60,7 +60,7 @@ def test_audit_prints_findings_and_remedies(
     assert f"{spoilt['data_provider']} 1" in err
     assert "report: out/a b/report.html" in err
     assert (
-        "next: python train.py data=panda data.root=data 'data.findings=\"out/a b/findings.csv\"' "
+        "next: python train.py data=panda data.root=data "
         "'data.groups=\"out/a b/groups.csv\"' data.exclude=[missing_mask]" in err
     )
     left = {path.name for path in (home / "out/a b").iterdir()}

@@ -70,6 +70,7 @@ def list_slides(home: Path) -> list[Path]:
 
 
 def test_train_run_folder_holds_documented_files(trained_run: Path) -> None:
+    assert "epoch 1 of 1: train/dice" in (trained_run / "run.log").read_text()
     for name in (
         "config.yaml",
         "checkpoints/best.ckpt",

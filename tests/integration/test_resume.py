@@ -65,7 +65,7 @@ def test_train_killed_in_mid_epoch_resumes_to_same_result(home: Path) -> None:
     assert any(int(row["step"]) >= begun["global_step"] for row in half), "it was killed before anything was logged"
     assert len(list((run / "wandb").glob("offline-run-*"))) == 1
 
-    done = run_entry_point("train", home, f"resume={run}/checkpoints/last.ckpt")
+    done = run_entry_point("train", home, f"resume={run}")
     assert done.returncode == 0, done.stderr[-3000:]
     done = run_entry_point("train", home, *RUN, "name=whole")
     assert done.returncode == 0, done.stderr[-3000:]
