@@ -282,7 +282,7 @@ def test_write_slide_page_viewer_is_self_contained(tmp_path: Path) -> None:
         px_at_threshold=counts,
         tissue_px=4800,
         tissue_mm2=0.0192,
-        against_label=dict.fromkeys(LABEL_METRICS, 0.5),
+        against_label=dict.fromkeys(LABEL_METRICS, 0.5) | {"cancer_outside_tissue_px": 0},
     )
     planes = np.zeros((40, 60, 3), np.uint8)
     planes[10:20, 10:30, 0] = 255  # blue in OpenCV's order: labelled cancer
