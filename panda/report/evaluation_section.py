@@ -68,7 +68,7 @@ def _tabulate_comparison(found: list[TrainingComparison]) -> Table:
             format_value(one.test, kind), one.test, style="num", under=format_interval(one.test_interval, kind)
         )
         rows.append([Cell(name_figure(one.figure)), make_cell(one.here, kind), there, verdict])
-    heads = [Head("Figure"), Head("Here", figures=True), Head("Test of the training", "95 % interval", True), Head("")]
+    heads = [Head("Figure"), Head("Here", figures=True), Head("Training", "test, 95 % interval", True), Head("Verdict")]
     return Table(heads, rows, sortable=False)
 
 
