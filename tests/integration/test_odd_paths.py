@@ -103,7 +103,7 @@ def test_odd_path_unquoted_is_named_or_quoted_in_message(tmp_path: Path, odd: st
         done = run_entry_point(entry_point, tmp_path, *["data=panda"] * (entry_point in ("train", "audit")), *typed)
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
-        for override in typed:
+        for override in [one.partition(",")[0] if one.startswith("slides=") else one for one in typed]:
             assert f"{override} " in done.stderr or f"{override}:" in done.stderr or quote(override) in done.stderr
     assert list(tmp_path.iterdir()) == []
 
