@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hypothesis import settings
 
 import panda  # noqa: F401 (before a test imports albumentations)
+from panda.app.entry_point import forget_refusals
 from tests.slurm import Slurm, SlurmAbsentError, start_slurm
 
 # Property tests take the same examples each time; `--hypothesis-profile=default` searches for others.
@@ -28,8 +30,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_process() -> None:
-    """Let no test see the overrides or the log file of a job that another ran in this process."""
+    """Let no test see the overrides, the refusals or the log file of a job that another ran in this process."""
+    GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
+    forget_refusals()
     log = logging.getLogger("panda")
     for handler in [handler for handler in log.handlers if isinstance(handler, logging.FileHandler)]:
         handler.close()

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
 from typing import cast
@@ -45,12 +45,9 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 @pytest.fixture(autouse=True)
-def reset_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def reset_logging(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("panda"), "handlers", [])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")
-    forget_refusals()
-    yield
-    forget_refusals()
 
 
 def run_refused(*overrides: str, entry_point: str = "train") -> str:

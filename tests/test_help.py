@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 from panda.app.commands import JOBS
-from panda.app.entry_point import enter, forget_refusals
+from panda.app.entry_point import enter
 from panda.app.help import describe_command
 from panda.app.hydra_job import register_resolvers
 from panda.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
-def resolvers() -> Iterator[None]:
-    GlobalHydra.instance().clear()
+def resolvers() -> None:
     register_resolvers()
-    yield
-    GlobalHydra.instance().clear()
-    forget_refusals()
 
 
 @pytest.mark.parametrize("entry_point", JOBS)

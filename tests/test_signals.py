@@ -12,7 +12,7 @@ from types import FrameType
 import pytest
 from omegaconf import DictConfig
 
-from panda.app.entry_point import exit_status, forget_refusals, run_guarded
+from panda.app.entry_point import exit_status, run_guarded
 from panda.app.signals import STOPPING, handle_signals, name_signal
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sends signals")
@@ -38,7 +38,6 @@ def happened() -> Iterator[list[str]]:
     yield happened
     for number, handler in before.items():
         signal.signal(number, handler)
-    forget_refusals()
 
 
 def run_job(happened: list[str], *numbers: int) -> object:

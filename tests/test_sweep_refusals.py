@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,6 @@ from tests.integration.entry_points import run_entry_point
 from tests.panda_folder import make_folder
 
 
-@pytest.fixture(autouse=True)
-def forget() -> Iterator[None]:
-    yield
-    forget_refusals()
-
-
 def test_refusal_in_process_of_job_reaches_its_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = tmp_path / "sweep-${x}"  # Hydra keeps the folder of a job as it is, and that of the sweep escaped
     folders = {"runtime": {"output_dir": str(sweep / "0")}, "sweep": {"dir": escape(str(sweep))}}
@@ -32,7 +25,6 @@ def test_refusal_in_process_of_job_reaches_its_sweep(tmp_path: Path, capsys: pyt
     cfg, page = OmegaConf.create({"hydra": hydra, "allow_packages": [], "name": "x"}), SweepPage()
     HydraConfig.instance().cfg = cfg  # type: ignore[assignment]
     set_up_logging(False)
-    forget_refusals()
     for name in ("0", "1"):
         (sweep / name).mkdir(parents=True)
         cfg.hydra.runtime.output_dir = str(sweep / name)
@@ -50,7 +42,6 @@ def test_refusal_in_process_of_job_reaches_its_sweep(tmp_path: Path, capsys: pyt
     page.on_multirun_start(cfg)
     page.on_multirun_end(cfg)
     assert exit_status() == 0
-    forget_refusals()
 
 
 def test_sweep_fault_of_all_jobs_is_said_once_before_first(tmp_path: Path) -> None:

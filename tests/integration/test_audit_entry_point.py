@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 from panda.app.cluster_map import DeadlySlideError, SlideCluster
-from panda.app.entry_point import forget_refusals
 from panda.app.slide_inspection import inspect_on_cluster
 from panda.audit.audit_run import AuditRun
 from panda.audit.dataset import Audit
@@ -26,17 +24,13 @@ from tests.light_inspection import LightInspection
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a working folder with two slides in `data/`, after resetting the exit status."""
     draw_dataset(tmp_path / "data", SyntheticSpec(slides=2, width=1024, height=768), progress=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")
     monkeypatch.setattr(logging.getLogger("panda"), "handlers", [])
-    GlobalHydra.instance().clear()
-    forget_refusals()
-    yield tmp_path
-    GlobalHydra.instance().clear()
-    forget_refusals()
+    return tmp_path
 
 
 def enter(monkeypatch: pytest.MonkeyPatch, *typed: str) -> int:
