@@ -181,6 +181,7 @@ def test_edited_inference_json_is_refused_or_same(output: Path) -> None:
         "provider",
         "engine_choice",
         "labels",
+        "groups",
         "notes",
         "device",
         "last_run",
