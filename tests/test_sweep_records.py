@@ -67,7 +67,10 @@ def test_sweep_command_shows_states_and_status(tmp_path: Path, capsys: pytest.Ca
     done = {"val": {"dice_mean_slide": 0.5}, "overrides": ["seed=0"], "lost_slides": 0}
     add_job(tmp_path, "0", **done)
     assert main([str(tmp_path)]) == 0
-    assert f"1 jobs: 1 done\nsweep: {tmp_path / 'sweep.html'}" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "1 jobs: 1 done"
+    assert said[1].startswith("1. 0: validation 0.50 ")
+    assert said[-1] == f"sweep: {tmp_path / 'sweep.html'}"
     add_job(tmp_path, "1", "config.yaml")
     add_job(tmp_path, "2", "config.yaml")
     add_job(tmp_path, "3", "config.yaml")
