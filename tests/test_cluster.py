@@ -25,6 +25,7 @@ from panda.app import cluster as cluster_settings
 from panda.app.cluster import LocalCluster, SchedulerAddress, SlurmCluster
 from panda.app.cluster_map import MOST_DEATHS, SlideCluster, open_cluster
 from panda.errors import PandaError
+from panda.soft_lock import Holder
 from tests.letters import Letters
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
@@ -36,6 +37,10 @@ def test_slide_cluster_killer_fails_and_neighbours_are_done(
 ) -> None:
     log = tmp_path / "log"
     items = ["a", "!", "b", "?", *"cdefgh"]
+    present = Holder.describe_self()
+    killed = present.model_copy(update={"started": 1})
+    for name, holder in {".panda-0": killed, ".panda-0.answer": killed, ".panda-1": present}.items():
+        (tmp_path / name).write_bytes(holder.format_record())
     with open_cluster(LocalCluster(workers=2), Letters(log), tmp_path) as cluster:
         assert cluster.facts == "letters"
         found = dict(cluster.map(items))
@@ -47,7 +52,7 @@ def test_slide_cluster_killer_fails_and_neighbours_are_done(
     lines = [line.split() for line in log.read_text().splitlines()]
     assert len({pid for item, pid in lines if item == "!"}) == MOST_DEATHS
     assert not any(Path(f"/proc/{pid}").exists() for _, pid in lines), "a worker is left"
-    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".panda")]
+    assert [path.name for path in tmp_path.glob(".panda*")] == [".panda-1"], "that of a command at work stays"
 
 
 def test_local_cluster_listens_on_loopback_alone(tmp_path: Path) -> None:
@@ -118,10 +123,15 @@ def _list_workers(log: Path) -> list[int]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_slide_cluster_stopped_command_leaves_no_worker(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "tests.letters", str(tmp_path), *["30"] * 4]
-    process = subprocess.Popen(command, cwd=_REPOSITORY, stderr=subprocess.DEVNULL)
+    with (tmp_path / "messages").open("w") as messages:
+        process = subprocess.Popen(command, cwd=_REPOSITORY, stderr=messages, start_new_session=True)
     workers = _list_workers(tmp_path / "log")
-    process.send_signal(number)
+    if number == signal.SIGKILL:
+        process.kill()
+    else:
+        os.killpg(process.pid, number)  # as a terminal and a scheduler do
     process.wait(timeout=60)
+    assert (tmp_path / "messages").read_text().count("Traceback") <= 1, "only that of the command itself"
     until = time.monotonic() + 20
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < until, "a worker is left"

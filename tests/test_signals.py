@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from types import FrameType
@@ -13,7 +14,7 @@ import pytest
 from omegaconf import DictConfig
 
 from panda.app.entry_point import exit_status, run_guarded
-from panda.app.signals import STOPPING, handle_signals, name_signal
+from panda.app.signals import STOPPING, handle_signals, hold_signals, name_signal
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sends signals")
 
@@ -51,6 +52,24 @@ def run_job(happened: list[str], *numbers: int) -> object:
             happened.append("stopped")
 
     return run_guarded(job, DictConfig({"debug": False, "run_dir": "absent"}))
+
+
+def test_hold_signals_delivers_at_the_end_and_to_no_child() -> None:
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        with hold_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            children.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    (child,) = children
+    child.send_signal(signal.SIGINT)
+    child.communicate(b"\n")
+    assert child.returncode == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_guard_gives_signal_to_launcher_after_clean_stop(happened: list[str]) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
+from panda.app.signals import hold_signals
 from panda.errors import INSTALL_CLUSTER, PandaError
 from panda.settings import Count, Names, Settings, Text, count_cores, rule
 
@@ -131,10 +132,12 @@ class LocalCluster(WorkerCluster):
             options = {"host": _LOOPBACK, "nthreads": 1, "memory_limit": 0, "env": own}
             spec[number] = {"cls": Nanny, "options": options}
         options = {"host": _LOOPBACK, "dashboard_address": f"{_LOOPBACK}:0"}
-        with (
-            _start_cluster(
+        with hold_signals():  # a cluster that is interrupted while it starts cannot be closed
+            started = _start_cluster(
                 lambda: SpecCluster(workers=spec, scheduler={"cls": Scheduler, "options": options})
-            ) as cluster,
+            )
+        with (
+            started as cluster,
             _renew_workers(cluster, self.worker_count),
             Client(cluster) as client,
         ):
@@ -294,5 +297,5 @@ def _import_quietly() -> None:
     dask.config.set(_CONFIG)
     import distributed  # noqa: F401, PLC0415
 
-    for name in ("distributed", "distributed.client"):
+    for name in ("distributed", "distributed.client", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

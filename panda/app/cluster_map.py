@@ -29,6 +29,7 @@ from panda.app.cluster_worker import (
 from panda.app.entry_point import make_folder
 from panda.data.call_outcome import CallOutcome
 from panda.errors import PandaError
+from panda.soft_lock import Holder
 
 Item = TypeVar("Item")
 Facts = TypeVar("Facts")
@@ -188,9 +189,10 @@ def open_cluster(settings: WorkerCluster, work: Work[Facts], folder: Path) -> It
     """
     name = f"panda-{uuid.uuid4().hex[:12]}"
     token = folder / f".{name}"
-    terms = Terms(Path.cwd(), token, uuid.uuid4().hex)
+    terms = Terms(Path.cwd(), token, Holder.describe_self().format_record().decode())
     is_new = not folder.exists()
     make_folder(folder)
+    _remove_tokens(folder)
     try:
         token.write_text(terms.content, encoding="utf-8")
         with settings.connect(folder) as client:
@@ -208,6 +210,16 @@ def open_cluster(settings: WorkerCluster, work: Work[Facts], folder: Path) -> It
         if is_new:
             with contextlib.suppress(OSError):  # it has results
                 folder.rmdir()
+
+
+def _remove_tokens(folder: Path) -> None:
+    """Remove the tokens of killed commands of this machine, with the answers beside them."""
+    for path in [*folder.glob(".panda-*")]:
+        with contextlib.suppress(OSError):
+            holder = Holder.parse(path.read_bytes())
+            if holder and holder.is_here and holder.has_ended:
+                for own in folder.glob(f"{path.name}*"):
+                    own.unlink(missing_ok=True)
 
 
 def _describe_loss(error: BaseException) -> PandaError:

@@ -59,7 +59,7 @@ class Terms:
     Attributes:
         working_folder: Of the driver; relative paths begin there.
         token: A file that the driver wrote into the output.
-        content: Its content.
+        content: Its content, which says who wrote it.
         software: Of the driver, see `list_software`.
     """
 

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
@@ -50,6 +51,33 @@ def handle_signals(*, ignore: bool = False) -> None:
     for number in STOPPING:
         own = _launcher_handlers.get(number, _stop) if number == signal.SIGTERM else _stop
         signal.signal(number, signal.SIG_IGN if ignore else own)
+
+
+@contextmanager
+def hold_signals() -> Iterator[None]:
+    """Deliver Ctrl-C and the signals of `STOPPING` at the end of the block, if this is the main thread.
+
+    Of them, processes that are started inside, or by its threads, get SIGTERM only: a terminal signals all processes of
+    a command, and the command itself ends its helpers.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # otherwise it starts inside, and unblocks SIGINT again
+    held: list[int] = []
+    numbers = (signal.SIGINT, *STOPPING)
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
+    for number in numbers:
+        signal.signal(number, lambda received, _: held.append(received))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*numbers} - {signal.SIGTERM})  # new processes and threads have it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
 
 
 def pass_on_signal() -> None:
