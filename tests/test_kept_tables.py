@@ -28,11 +28,29 @@ def test_keep_table_moves_that_of_other_settings_only(table: Path) -> None:
         (A, "11 rows", {}),
         (B, "1 row", {"quantification_aaaaaaaaaaaa.csv": "11 rows"}),
         (B, "2 rows", {"quantification_aaaaaaaaaaaa.csv": "11 rows"}),
-        (A, "9 rows", {"quantification_bbbbbbbbbbbb.csv": "2 rows"}),
+        (A, "11 rows", {"quantification_aaaaaaaaaaaa.csv": "11 rows", "quantification_bbbbbbbbbbbb.csv": "2 rows"}),
+        (B, "2 rows", {"quantification_aaaaaaaaaaaa.csv": "11 rows", "quantification_bbbbbbbbbbbb.csv": "2 rows"}),
     ):
         keep_table(table, made_with)
         assert read_kept(table) == kept
         table.write_text(text)
+
+
+def test_keep_table_of_the_same_settings_loses_no_earlier_one(table: Path) -> None:
+    """One slide with the first settings replaces the table of all again."""
+    scores = table.with_name("test_slides.csv")
+    for made_with, text in ((A, "10 rows"), (B, "10 others"), (A, "1 row"), (B, "1 other")):
+        keep_table(table, made_with, [scores.name])
+        table.write_text(text)
+        scores.write_text(f"{text} of scores")
+    assert read_kept(table) == {
+        "quantification_aaaaaaaaaaaa.csv": "10 rows",
+        "quantification_aaaaaaaaaaaa-2.csv": "1 row",
+        "quantification_bbbbbbbbbbbb.csv": "10 others",
+        "test_slides_aaaaaaaaaaaa.csv": "10 rows of scores",
+        "test_slides_aaaaaaaaaaaa-2.csv": "1 row of scores",
+        "test_slides_bbbbbbbbbbbb.csv": "10 others of scores",
+    }
 
 
 def test_keep_table_killed_before_the_new_one_loses_nothing(table: Path) -> None:

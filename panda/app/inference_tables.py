@@ -17,7 +17,7 @@ from panda.data.slide_state import read_state
 from panda.errors import PandaError
 from panda.files import remove_leftovers
 from panda.inference.slide_result import RESULT_FILE, SlideResult
-from panda.report.evaluation import write_evaluation
+from panda.report.evaluation import FILES, write_evaluation
 from panda.report.grade_notes import describe_mark
 from panda.report.headline import format_headline
 from panda.report.inference_page import write_inference_page
@@ -39,6 +39,7 @@ class InferenceTables(SlideTables[SlideResult]):
     command: ClassVar[str] = "infer"
     table: ClassVar[str] = "quantification.csv"
     summary: ClassVar[str] = INFERENCE_FILE
+    beside: ClassVar[Sequence[str]] = FILES
 
     @classmethod
     def from_run(cls, folder: Path, run: RunRecord) -> Self:

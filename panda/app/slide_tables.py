@@ -64,7 +64,7 @@ class TableContents:
             return ""
         return (
             f"{others.count} slide{'' if one else 's'} in this folder {'was' if one else 'were'} made with another "
-            f"network, threshold or settings and {'is' if one else 'are'} not in the tables: {others}. The last "
+            f"network, threshold or settings and {'is' if one else 'are'} not in the tables: {others}. The "
             f"tables of such runs are in {KEPT_TABLES}. Run them again, or give these results an output of their own."
         )
 
@@ -95,6 +95,8 @@ class SlideTables(ABC, Generic[Result_contra]):
     """Name of the table of results."""
     summary: ClassVar[str]
     """Name of the file with the settings."""
+    beside: ClassVar[Sequence[str]] = ()
+    """Names of further files of the results of these settings."""
 
     def __init__(self, folder: Path, made_with: str, *, is_shard: bool = False) -> None:
         self.folder = folder
@@ -233,7 +235,7 @@ class SlideTables(ABC, Generic[Result_contra]):
     def write(self, run: RunRecord | None = None) -> TableContents:
         """Write the table of results and `failures.csv` from the records.
 
-        A slide that failed since it was done is left out of the results. The last table of other settings is kept.
+        A slide that failed since it was done is left out of the results. The table of other settings is kept.
 
         Args:
             run: The run whose slides are missing if they are in neither table.
@@ -256,7 +258,7 @@ class SlideTables(ABC, Generic[Result_contra]):
                     rows.add(row)
                 elif row is None and found.state:
                     others.add(found.slide_id)
-            keep_table(table, self.made_with)
+            keep_table(table, self.made_with, self.beside)
             write_rows(self.folder / FAILURES, failures, (*FAILURE_COLUMNS, "made_with"))
             write_rows(table, rows, ["slide_id"])
             return TableContents(len(rows), failed_of_run, self._records.list_missing(), others)
