@@ -43,7 +43,7 @@ def test_panda_lists_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     said = capsys.readouterr().out
     for name in (*commands.JOBS, *commands.TOOLS):
         assert f"\n  {name} " in said
-    assert run(monkeypatch, "trian") == "panda trian: there is no such command"
+    assert run(monkeypatch, "trian") == "panda trian: there is no such command (did you mean train?)"
     assert run(monkeypatch, "--version") == 0
     assert capsys.readouterr().out.endswith(read_project()["project"]["version"] + "\n")
 

@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 import hydra
 from omegaconf import DictConfig
 
-from panda.app.entry_point import enter, guard, pause_collection
+from panda.app.entry_point import end_at_closed_output, enter, guard, pause_collection
 from panda.app.hydra_job import read_key
 from panda.choices import CONF
+from panda.errors import suggest
 
 TOOLS = {
     "search": ("panda.app.search", "search the best choices"),
@@ -93,13 +94,14 @@ def main() -> None:
     if name in JOBS:
         del sys.argv[1]
         run_job(name)
-    if name in TOOLS:
-        del sys.argv[1]
-        runpy.run_module(TOOLS[name][0], run_name="__main__", alter_sys=True)
-    elif name == "--version":
-        print(version("panda-wsi"))
-    else:
-        print("panda COMMAND …; panda COMMAND --help says more\n")
-        print("\n".join(f"  {command:12}{purpose}" for command, (_, purpose) in (JOBS | TOOLS).items()))
-        if name not in ("--help", "-h"):
-            sys.exit(f"panda {name}: there is no such command")
+    with end_at_closed_output():
+        if name in TOOLS:
+            del sys.argv[1]
+            runpy.run_module(TOOLS[name][0], run_name="__main__", alter_sys=True)
+        elif name == "--version":
+            print(version("panda-wsi"))
+        elif name in ("--help", "-h"):
+            print("panda COMMAND …; panda COMMAND --help says more\n")
+            print("\n".join(f"  {command:13}{purpose}" for command, (_, purpose) in (JOBS | TOOLS).items()))
+        else:
+            sys.exit(f"panda {name}: there is no such command{suggest(name, [*JOBS, *TOOLS])}")

@@ -76,13 +76,12 @@ def enter(main: Callable[[], Any], entry_point: str = "", purpose: str = "", *, 
     debug = "debug=true" in (argument.lower() for argument in sys.argv)
     set_up_logging(debug)
     try:
-        with remember_arguments(sys.argv[1:]), stop_on_signals():
+        with end_at_closed_output(), remember_arguments(sys.argv[1:]), stop_on_signals():
             asked = parse_arguments(sys.argv[1:], entry_point)
             if asked.help and entry_point:
                 print(describe_command(entry_point, purpose, asked.overrides))
             else:
                 main()
-            sys.stdout.flush()
     except KeyboardInterrupt as stop:
         by = f" by {name_signal()}" if name_signal() else ""
         close_sweeps()
@@ -90,8 +89,6 @@ def enter(main: Callable[[], Any], entry_point: str = "", purpose: str = "", *, 
         remedy = "; ".join(submitted) or str(stop) or "finished work is kept, and the same command continues from there"
         log.error("interrupted%s; %s", by, remedy)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of the output has ended, for example `--help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
     except Exception as error:
         if _crashes:
             raise
@@ -104,6 +101,20 @@ def enter(main: Callable[[], Any], entry_point: str = "", purpose: str = "", *, 
     finally:
         restore_sweeps()
     sys.exit(exit_status())
+
+
+@contextlib.contextmanager
+def end_at_closed_output() -> Iterator[None]:
+    """End the block without an error if the reader of the output has ended, for example `--help | head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in the buffer goes nowhere
+        if isinstance(error.__context__, SystemExit):
+            raise error.__context__ from None
 
 
 @contextlib.contextmanager
