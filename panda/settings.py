@@ -43,6 +43,7 @@ _KINDS = {
     "path": "a path",
     "tuple": "a list",
     "finite": "a finite number",
+    "none": "null",
 }
 
 _TYPES: dict[Any, str] = {
@@ -151,7 +152,8 @@ class Settings(BaseModel):
         field = cls.model_fields.get(name)
         if field is None:
             return f"{key}={format_value(value)}: there is no such key{suggest(name, cls.model_fields)}"
-        if value is None and len(errors[0]["loc"]) == 1 and field.is_required():
+        is_part = any(isinstance(place, int) for place in errors[0]["loc"])  # of a list
+        if value is None and not is_part and field.is_required():
             return f"{key} is not given: write {key}=… on the command line"
         expected = list(dict.fromkeys(_describe_expected(field, error) for error in errors))
         if NoneType in get_args(field.annotation):

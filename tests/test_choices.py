@@ -13,6 +13,7 @@ import panda.app.entry_point  # noqa: F401 (lets Hydra find the user's own choic
 from panda import choices
 from panda.app.command_line import suggest_key
 from panda.app.encoder_choice import find_encoder
+from panda.app.help import describe_command
 from panda.choices import CONF, find_files, find_own_conf, name_command
 from panda.errors import ConfigError
 from panda.wsi.classes import find_classes
@@ -41,6 +42,22 @@ def test_own_choices_are_found_by_name(own: Path) -> None:
     assert find_encoder("mine") == find_encoder("uni")
     (own / "model" / "mine.yaml").write_text("zoom: 2\n")
     assert "model.zoom with model=mine" in suggest_key("zoom", {"model": {}})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a: [\n", r"conf/model/mine\.yaml, line 2: no YAML \(.*\); correct the file"),
+        (b"\xff", r"conf/model/mine\.yaml: no YAML \(.*\); correct the file"),
+        (b"defaults: 3\n", r"'model/mine', defaults must be a list"),
+    ],
+)
+def test_own_file_that_is_broken_is_named_and_help_passes_over_it(own: Path, content: bytes, said: str) -> None:
+    (own / "model" / "mine.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        read_model("model=mine")
+    assert "\n  mine\n" in describe_command("train", "", ["model"])
+    assert "\n  tiles " in describe_command("train", "", [])
 
 
 def test_own_file_with_name_of_package_is_refused_unless_a_copy(own: Path) -> None:

@@ -75,6 +75,8 @@ def run_refused(*overrides: str, entry_point: str = "train") -> str:
         ("name=a,b", ("name=a,b", "-m", "'name=\"a,b\"'")),
         ("output=a=b", ("output=a=b", "'output=\"a=b\"'")),
         ("slides=my slides (1).tiff", ("slides=my slides (1).tiff", "'slides=\"my slides (1).tiff\"'")),
+        ("slides=a,", ("slides=a,:", "'slides=\"a,\"'")),
+        ("nothing=1", ("nothing=1: there is no such key; --help lists the keys",)),
         ("~modle", ("modle", "--help")),
         ("model=null", ("model=null", "--help")),
         ("tiles=tissue", ("tiles=tissue needs task=grading: give both",)),
@@ -110,6 +112,13 @@ def test_entry_point_key_of_other_task_names_task() -> None:
     assert run_refused("task=grading", "tiles.kk=4").startswith("tiles.kk=4: there is no such key")
     message = run_refused("checkpoint=a", "slides=b", "min_region_px=9", entry_point="infer")
     assert message == "min_region_px=9: there is no such key (did you mean quantify.min_region_px?)"
+
+
+def test_entry_point_refused_key_has_one_fault() -> None:
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(ConfigError) as caught:
+        compose("infer", overrides=["checkpoint=a,b", "slides=c,"])
+    assert sorted(fault.partition(":")[0] for fault in caught.value.faults) == ["checkpoint=a,b", "slides=c,"]
 
 
 def test_entry_point_refused_composition_leaves_no_overrides() -> None:
@@ -200,6 +209,16 @@ def test_entry_point_configuration_can_be_resolved(entry_point: str) -> None:
     OmegaConf.resolve(cfg)
 
 
+def test_enter_option_that_is_none_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--seed=3"])
+    with pytest.raises(SystemExit) as left:
+        enter(lambda: pytest.fail("it ran"), "train")
+    assert left.value.code == 1
+    assert "--seed=3: there is no such option; a key is typed without dashes" in capsys.readouterr().err
+
+
 def test_enter_configuration_of_other_entry_point_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,12 +231,19 @@ def test_enter_configuration_of_other_entry_point_is_refused(
     ]
 
 
-def test_enter_reader_that_ended_is_no_error() -> None:
-    code = "from panda.app.entry_point import enter; enter(lambda: print('x\\n' * 100_000), 'train')"
+@pytest.mark.parametrize(
+    ("call", "status"),
+    [
+        ("entry_point.enter(lambda: print('x\\n' * 100_000), 'train')", 0),
+        ("entry_point.end_at_closed_output()(lambda: (print('x\\n' * 100_000), sys.exit(3)))()", 3),
+    ],
+)
+def test_enter_reader_that_ended_is_no_error(call: str, status: int) -> None:
+    code = f"import sys; from panda.app import entry_point; {call}"
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -n 1; echo ${{PIPESTATUS[0]}}"
     here = {"PYTHONPATH": str(CONF.parent)}
     done = subprocess.run(["bash", "-c", command], env=os.environ | here, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("x\n0\n", "")
+    assert (done.stdout, done.stderr) == (f"x\n{status}\n", "")
 
 
 def test_guard_unexpected_error_keeps_traceback(tmp_path: Path) -> None:

@@ -64,6 +64,10 @@ def test_help_default_follows_choice_and_group_lists_choices() -> None:
     assert re.search(r"\n  guided +Bags of the K most", describe_command("train", "", ["tiles", "task=grading"]))
     with pytest.raises(ConfigError, match=r"--help stride: there is no such group or key \(did you mean data.stride"):
         describe_command("train", "", ["stride"])
+    with pytest.raises(ConfigError, match=r"--help nothing: there is no such group or key; --help lists the keys"):
+        describe_command("train", "", ["nothing"])
+    with pytest.raises(ConfigError, match=r"--help model\.: .*\(there are: architecture, "):
+        describe_command("train", "", ["model."])
 
 
 def test_enter_help_ends_with_status_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

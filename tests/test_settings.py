@@ -11,7 +11,7 @@ from pydantic import Field
 
 from panda.data.settings import PatchSettings
 from panda.errors import ConfigError
-from panda.settings import REFUSED, Count, Names, PathValue, Settings, Share, count_cores, rule
+from panda.settings import REFUSED, Count, Names, PathValue, Settings, Share, Text, count_cores, rule
 
 
 class Inner(Settings):
@@ -86,6 +86,23 @@ def test_settings_bad_value_names_key_value_and_remedy(name: str, value: object,
 def test_settings_missing_key_is_named() -> None:
     with pytest.raises(ConfigError, match=r"data\.root is not given: write data\.root=… on the command line"):
         Example()  # type: ignore[call-arg]
+
+
+def test_settings_null_of_a_key_with_two_types_is_not_given() -> None:
+    class Slides(Settings):
+        node: ClassVar[str] = ""
+
+        slides: Text | Names
+        collect: None = None
+
+    for given, fault in (
+        ({"slides": None}, "slides is not given: write slides=… on the command line"),
+        ({"slides": [None]}, "slides=[null] must be text"),
+        ({"slides": "a", "collect": "b"}, "collect=b must be null"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            Slides(**given)  # type: ignore[arg-type]
+        assert refused.value.faults[0].startswith(fault)
 
 
 def test_settings_rules_run_beside_faulty_fields() -> None:

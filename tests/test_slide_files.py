@@ -58,6 +58,11 @@ def test_find_slides_counts_files_that_are_no_slides(tmp_path: Path) -> None:
         find_slides(str(tmp_path / "*.txt"))
 
 
+def test_find_slides_empty_list_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"slides=\[\] names no slide; give"):
+        find_slides([])
+
+
 def test_find_slides_several_texts_count_a_slide_once(tmp_path: Path) -> None:
     for name in ("a/x.tiff", "b/y.svs", "b/x.tiff"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

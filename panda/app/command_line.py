@@ -7,8 +7,10 @@ import re
 import shlex
 from argparse import Namespace
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -16,19 +18,23 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from panda.app.hydra_job import AUTO
+from panda.app.registry import SPECIAL
 from panda.app.resume import RESUMABLE
 from panda.choices import CONF, find_own_conf, name_command
 from panda.errors import INSTALL_CLUSTER, ConfigError, suggest
 from panda.settings import quote
 
 ENTRY_POINTS = ("train", "infer", "audit", "features")
+_LISTED = "--help lists the keys"
 OWN = {"hydra", "run_dir"}
 """Keys that are not typed."""
 
 
 def parse_arguments(arguments: Sequence[str], entry_point: str) -> Namespace:
     """Parse the options of Hydra, and refuse to run an entry point with the configuration of another one."""
-    parsed = get_args_parser().parse_known_args(arguments)[0]
+    parsed, unknown = get_args_parser().parse_known_args(arguments)
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: there is no such option; a key is typed without dashes, {_LISTED}")
     name = parsed.config_name
     if name in ENTRY_POINTS and name != entry_point:
         raise ConfigError(
@@ -65,10 +71,13 @@ def explain(error: Exception, arguments: Sequence[str], entry_point: str = "") -
             suggested = suggested * ("did you mean" in suggested)  # its task may have other keys than those here
             suggested += f"; a resumed run keeps its choices, what can be changed is {', '.join(RESUMABLE)}"
         return f"{given or key}: there is no such key{suggested}", given
-    return (
-        f"{str(error).splitlines()[0]}; the arguments were {shlex.join(arguments)}, --help lists choices and keys",
-        None,
-    )
+    if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
+        said = _explain_broken_file(error)
+    else:
+        said = (
+            f"{str(error).splitlines()[0]}; the arguments were {shlex.join(arguments)}, --help lists choices and keys"
+        )
+    return said, None
 
 
 def _takes(entry_point: str, key: str, node: Mapping[Any, Any]) -> bool:
@@ -96,16 +105,16 @@ def _find_argument(key: str, arguments: Sequence[str]) -> str | None:
 
 
 def suggest_key(key: str, node: Mapping[Any, Any], path: str = "") -> str:
-    """Return " (did you mean group.key?)" for a key that a node does not have.
+    """Return " (did you mean group.key?)" for a key that a node does not have, or how keys are listed.
 
     It names each group in the node that has the key, otherwise the group and choice that have it, otherwise near keys.
     `path` is the path of the node with a final dot, or empty for the root.
     """
-    known = {str(name): value for name, value in node.items() if name not in OWN}
+    known = {str(name): value for name, value in node.items() if name not in OWN and not SPECIAL.fullmatch(str(name))}
     inside = [f"{path}{name}.{key}" for name, value in known.items() if isinstance(value, Mapping) and key in value]
     if not inside and not path:
         inside = _find_in_other_choices(key, known)
-    return f" (did you mean {', '.join(inside)}?)" if inside else suggest(key, known)
+    return f" (did you mean {', '.join(inside)}?)" if inside else suggest(key, known) or f"; {_LISTED}"
 
 
 def _find_in_other_choices(key: str, groups: Collection[str]) -> list[str]:
@@ -122,18 +131,46 @@ def _find_in_other_choices(key: str, groups: Collection[str]) -> list[str]:
 def _find_required_choice(group: str) -> str:
     """Return the choice of another group that adds this group, such as `task=grading`, or an empty text."""
     for other, choice, content in _read_choices():
-        if any(isinstance(entry, dict) and f"/{group}" in entry for entry in content.get("defaults", [])):
+        if any(isinstance(entry, dict) and f"/{group}" in entry for entry in list_defaults(content)):
             return f"{other}={choice}"
     return ""
 
 
 def _read_choices() -> Iterator[tuple[str, str, dict[Any, Any]]]:
     """Yield each choice of each group: name of the group, name of the choice, content."""
-    for file in [file for conf in (CONF, find_own_conf()) if conf for file in sorted(conf.glob("*/*.yaml"))]:
+    for file in _list_files():
         with contextlib.suppress(Exception):  # a broken file of another choice is not the fault here
             content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
             if isinstance(content, dict):
                 yield file.parent.name, file.stem, content
+
+
+def list_defaults(content: Any) -> list[Any]:
+    """Return the entries of the list `defaults` in the content of a file; none if it has no such list."""
+    defaults = content.get("defaults") if isinstance(content, dict) else None
+    return defaults if isinstance(defaults, list) else []
+
+
+def _list_files() -> list[Path]:
+    return [file for conf in (CONF, find_own_conf()) if conf for file in sorted(conf.glob("*/*.yaml"))]
+
+
+def _explain_broken_file(error: yaml.YAMLError | UnicodeDecodeError) -> str:
+    """Return which file of `conf` is no YAML. The decoder of text does not know its file."""
+    mark = getattr(error, "problem_mark", None)
+    names = (
+        [f"{mark.name}, line {mark.line + 1}"] if mark else [str(file) for file in _list_files() if not _is_text(file)]
+    )
+    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+    return f"{', '.join(names)}: no YAML ({reason}); correct the file"
+
+
+def _is_text(file: Path) -> bool:
+    try:
+        file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _explain_unreadable(override: str) -> str:

@@ -6,6 +6,7 @@ the settings.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from pydantic.fields import FieldInfo
 
-from panda.app.command_line import suggest_key
+from panda.app.command_line import list_defaults, suggest_key
 from panda.app.registry import SPECIAL, find_class, find_config, list_slots
 from panda.choices import CONF, find_files, name_command
 from panda.errors import ConfigError
@@ -200,11 +202,18 @@ def _list_further_groups(groups: Mapping[str, str]) -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for group in groups:
         for choice, path in find_files(group).items():
-            for entry in OmegaConf.to_container(OmegaConf.load(path)).get("defaults", []):  # type: ignore[union-attr]
+            for entry in _read_defaults(path):
                 name = next(iter(entry)) if isinstance(entry, Mapping) else ""
                 if name.startswith("/") and name.strip("/") not in groups:
                     found.setdefault(name.strip("/"), f"{group}={choice}")
     return list(found.items())
+
+
+def _read_defaults(path: Path) -> list[Any]:
+    """Return the entries by which a file of a group begins; none of a file that no command can read."""
+    with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError, OSError):
+        return list_defaults(OmegaConf.to_container(OmegaConf.load(path)))
+    return []
 
 
 def _list_bases(path: Path | None) -> Iterator[Path]:
@@ -212,8 +221,7 @@ def _list_bases(path: Path | None) -> Iterator[Path]:
     if path is None:
         return
     yield path
-    content = OmegaConf.to_container(OmegaConf.load(path))
-    for entry in content.get("defaults", []) if isinstance(content, dict) else []:
+    for entry in _read_defaults(path):
         if isinstance(entry, str) and (base := path.with_name(f"{entry}.yaml")).is_file():
             yield from _list_bases(base)
 
@@ -243,7 +251,7 @@ def _read_comments(path: Path) -> dict[tuple[str, ...], str]:
 
 def _read_header(path: Path) -> str:
     """Return the first line of a file that describes it."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     header = [line.strip("# ") for line in lines[:2] if line.startswith("#") and "@package" not in line]
     return header[0] if header else ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -29,7 +29,7 @@ OPTUNA = (
     "hydra/sweeper=optuna searches for the worst setting, as its default direction is minimize, and needs optuna 2; "
     "search with: python -m panda.app.search study=sqlite:///study.db n=50 and your arguments (--help says more)"
 )
-_LIST = re.compile(r"(slides|data\.exclude|logger\.tags|allow_packages)=([^][{}()'\"=]*,[^][{}()'\"=]*)")
+_LIST = re.compile(r"(slides|data\.exclude|logger\.tags|allow_packages)=([^][{}()'\"=,]+(?:,[^][{}()'\"=,]+)+)")
 """An override of a key that takes a list, with values that commas separate. Without -m it means the list."""
 LOGGING_PARTS = ("handlers", "formatters", "filters", "loggers", "root")
 """Parts of a logging configuration that can name classes and files."""
@@ -51,6 +51,7 @@ def install_hydra_check() -> None:
         **options: Any,
     ) -> DictConfig:
         faults, left = Faults(), [text for text in overrides if text != "hydra/sweeper=optuna"]
+        refused: list[str] = []
         if left != overrides:
             faults.add(OPTUNA)
         if run_mode == RunMode.RUN:
@@ -65,6 +66,7 @@ def install_hydra_check() -> None:
                 if argument is None or argument not in left:
                     raise ConfigError(faults.found) from error
                 left.remove(argument)
+                refused.append(argument)
         with faults.collect():
             check_hydra_node(cfg)
             if run_mode == RunMode.MULTIRUN and config_name == "train":
@@ -74,7 +76,7 @@ def install_hydra_check() -> None:
                     faults.add(*find_sweep_faults(find_launch(), cfg))
         if faults.found:
             if run_mode == RunMode.RUN and config_name in ENTRY_POINTS:
-                _add_faults_of_job(cfg, config_name, faults)
+                _add_faults_of_job(cfg, config_name, faults, refused)
             faults.raise_any()
         return cfg
 
@@ -86,19 +88,21 @@ def _varies_trainer(overrides: list[str]) -> bool:
     return any(text.lstrip("+").startswith("trainer") and "," in text for text in overrides)
 
 
-def _add_faults_of_job(cfg: DictConfig, entry_point: str, faults: Faults) -> None:
-    """Add what the check of a job finds in the rest of a refused configuration."""
-    job = cfg.copy()
+def _add_faults_of_job(cfg: DictConfig, entry_point: str, faults: Faults, refused: Sequence[str]) -> None:
+    """Add what the check of a job finds in the rest of a refused configuration, without its `refused` arguments."""
+    job, own = cfg.copy(), Faults()
+    keys = "|".join(re.escape(text.lstrip("+~").partition("=")[0]) for text in refused)
     with open_dict(job):
         del job["hydra"]
     hydra = HydraConfig.instance()
     before = hydra.cfg
     hydra.set_config(cfg)
     try:
-        with faults.collect():
-            importlib.import_module(f"panda.app.{entry_point}").check(job, faults)
+        with own.collect():
+            importlib.import_module(f"panda.app.{entry_point}").check(job, own)
     finally:
         hydra.cfg = before
+    faults.add(*(fault for fault in own.found if not (keys and re.match(rf"({keys})[=: ]", fault))))
 
 
 def check_hydra_node(cfg: DictConfig) -> None:

@@ -39,6 +39,8 @@ def find_slides(given: str | Sequence[str]) -> FoundSlides:
 
     A slide that a CSV names is returned even if it does not exist, so that its absence is recorded.
     """
+    if not given:
+        raise ConfigError("slides=[] names no slide; give a slide, a folder, a quoted glob or a CSV")
     parts = [_find_named(text) for text in ([given] if isinstance(given, str) else given)]
     found = list(dict.fromkeys(path for part in parts for path in part.paths))
     twice = [name for name, count in Counter(p.stem for p in found).items() if count > 1]
