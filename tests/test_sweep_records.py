@@ -103,6 +103,15 @@ def test_sweep_command_missing_folder_is_one_message(tmp_path: Path, capsys: pyt
     assert "is not a folder" in capsys.readouterr().err
 
 
+def test_sweep_command_folder_without_jobs_is_refused_untouched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    assert main([str(tmp_path)]) == 1
+    assert "has no jobs of a sweep: give the folder of a sweep" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
 def test_sweep_command_run_is_refused_untouched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text("seed: 0\n")
     assert main([str(tmp_path)]) == 1

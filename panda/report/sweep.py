@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_folder(folder)
         if (folder / "config.yaml").is_file():
             raise PandaError(f"{folder} is a run: give the folder of a sweep, runs/<task>/sweep-NAME")
-        jobs = read_jobs(folder)
+        if not (jobs := read_jobs(folder)) and not folder.resolve().name.startswith("sweep-"):
+            raise PandaError(f"{folder} has no jobs of a sweep: give the folder of a sweep, runs/<task>/sweep-NAME")
         page = write_sweep(folder, jobs)
     except (PandaError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
