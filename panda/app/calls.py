@@ -39,6 +39,7 @@ def _enter_job(name: str, words: Sequence[str]) -> Iterator[DictConfig]:
     hydra = HydraConfig.instance()
     before = hydra.cfg
     try:
+        set_up_logging(False)
         cfg = compose_job(name, words)
         set_up_logging(read_key(cfg, "debug") is True)
         yield cfg
