@@ -101,7 +101,7 @@ def test_settings_null_of_a_key_with_two_types_is_not_given() -> None:
         ({"slides": "a", "collect": "b"}, "collect=b must be null"),
     ):
         with pytest.raises(ConfigError) as refused:
-            Slides(**given)  # type: ignore[arg-type]
+            Slides(**given)
         assert refused.value.faults[0].startswith(fault)
 
 

@@ -15,6 +15,7 @@ from panda.app.cluster import WorkerCluster
 from panda.app.config_check import check_config
 from panda.app.entry_point import close_logs, log_to_file
 from panda.app.hydra_job import find_idle_faults, is_multirun, list_overrides
+from panda.app.output_folder import find_other_command
 from panda.app.registry import find_undeclared
 from panda.app.slide_division import DivisionKeys
 from panda.audit.audit_run import AuditRun
@@ -50,8 +51,7 @@ class AuditSettings(Settings):
 
     @rule
     def _check_output(self) -> Iterator[str]:
-        if (Path(self.output) / "checkpoints").is_dir():
-            yield f"{self.setting('output')} is the folder of a training run: give a folder of its own"
+        yield from find_other_command(self.setting("output"), Path(self.output), "audit")
 
     @rule
     def _check_deep(self) -> Iterator[str]:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from panda.app.encoder_choice import USUAL_MPP, describe_scale, find_encoder
 from panda.app.hydra_job import find_idle_faults
+from panda.app.output_folder import find_other_command
 from panda.app.sharded_slides import ShardedSlides
 from panda.data.feature_origin import FeatureFormat
 from panda.errors import ConfigError
@@ -134,8 +135,7 @@ class FeaturesConfig(ShardedSlides):
 
     @rule
     def _check_output(self) -> Iterator[str]:
-        if (Path(self.run_dir) / "checkpoints").is_dir():
-            yield f"{self.setting('output')} is the folder of a training run: give a folder of its own"
+        yield from find_other_command(self.setting("output"), Path(self.run_dir), "features")
 
     @rule
     def _check_resolution(self) -> Iterator[str]:

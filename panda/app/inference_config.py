@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar
 from panda.app.cluster import WorkerCluster
 from panda.app.hydra_job import find_idle_faults
 from panda.app.inference_slides import SlideNames, check_labels_source, find_labelled_slides, find_slides
+from panda.app.output_folder import find_other_command
 from panda.app.sharded_slides import ShardedSlides
 from panda.app.slide_division import Cluster
 from panda.data.feature_files import find_feature_files, read_origin
@@ -79,8 +80,7 @@ class InferenceKeys(SlideSettings):
 
     @rule
     def _check_output(self) -> Iterator[str]:
-        if (Path(self.output) / "checkpoints").is_dir():
-            yield f"{self.setting('output')} is the folder of a training run: give a folder of its own"
+        yield from find_other_command(self.setting("output"), Path(self.output), "infer")
 
 
 class InferenceConfig(ShardedSlides, InferenceKeys):
