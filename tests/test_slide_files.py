@@ -58,9 +58,15 @@ def test_find_slides_counts_files_that_are_no_slides(tmp_path: Path) -> None:
         find_slides(str(tmp_path / "*.txt"))
 
 
-def test_find_slides_empty_list_is_refused() -> None:
+def test_find_slides_list_has_all_faults_and_is_not_empty() -> None:
     with pytest.raises(ConfigError, match=r"slides=\[\] names no slide; give"):
         find_slides([])
+    with pytest.raises(ConfigError) as refused:
+        find_slides(["a", "b"])
+    assert [fault.partition(";")[0] for fault in refused.value.faults] == [
+        f"slides={name}: no slide found" for name in "ab"
+    ]
+    assert str(refused.value).endswith("quote a path that has commas: 'slides=\"a,b\"'")
 
 
 def test_find_slides_several_texts_count_a_slide_once(tmp_path: Path) -> None:

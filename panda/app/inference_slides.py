@@ -13,7 +13,7 @@ from panda.data.manifest import SlideRecord, read_manifest
 from panda.data.slide_files import SLIDE_SUFFIXES, sort_slide_files
 from panda.data.slide_rows import ID_COLUMNS, TABLE, find_id_column
 from panda.errors import ConfigError, ManifestError
-from panda.settings import Names, Text, format_value
+from panda.settings import Names, Text, format_value, quote
 from panda.tables import read_user_table
 from panda.tasks.checkpoint import Checkpoint
 from panda.tasks.metadata import SegmentationMetadata
@@ -41,7 +41,7 @@ def find_slides(given: str | Sequence[str]) -> FoundSlides:
     """
     if not given:
         raise ConfigError("slides=[] names no slide; give a slide, a folder, a quoted glob or a CSV")
-    parts = [_find_named(text) for text in ([given] if isinstance(given, str) else given)]
+    parts = [_find_named(given)] if isinstance(given, str) else _find_each(given)
     found = list(dict.fromkeys(path for part in parts for path in part.paths))
     twice = [name for name, count in Counter(p.stem for p in found).items() if count > 1]
     if twice:
@@ -50,6 +50,21 @@ def find_slides(given: str | Sequence[str]) -> FoundSlides:
             "results go by name"
         )
     return FoundSlides(found, "; ".join(part.passed_over for part in parts if part.passed_over))
+
+
+def _find_each(given: Sequence[str]) -> list[FoundSlides]:
+    """Find the slides of several texts, which may be one path with commas."""
+    parts, faults = [], list[str]()
+    for text in given:
+        try:
+            parts.append(_find_named(text))
+        except ConfigError as error:
+            faults += error.faults
+    if faults and len(given) > 1:
+        faults[-1] += f"; quote a path that has commas: {quote('slides=' + ','.join(given))}"
+    if faults:
+        raise ConfigError(faults)
+    return parts
 
 
 def _find_named(given: str) -> FoundSlides:
