@@ -175,7 +175,9 @@ def test_features_leftovers_of_killed_processes_are_removed(home: Path, extract:
 
 def test_features_collect_names_slides_without_features(home: Path, extract: Extract) -> None:
     extract()
-    (home / "out" / "b.h5").unlink()
+    for name in "bc":
+        (home / "out" / f"{name}.h5").unlink()
+    extract("shard=3/3")  # c, and b is that of another shard
     with pytest.raises(SomeSlidesFailed, match=r"1 slides have no result yet \(b\): run their command again"):
         collect_features(OmegaConf.create({"collect": "out", "debug": False, "run_dir": "out"}))
     assert [row["slide_id"] for row in read_rows(home / "out" / "features.csv")] == ["a", "c"]

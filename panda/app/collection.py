@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from panda.app.hydra_job import find_idle_faults, list_keys, read_key
 from panda.app.slide_tables import FAILURES, ONLY_UNGRADED, PAGE, SlideTables, TableContents
 from panda.choices import name_command
 from panda.data.shard import Shard
-from panda.data.slide_records import RECORDS_FOLDER, RunRecord
+from panda.data.slide_records import RECORDS_FOLDER, NamedSlides, RunRecord
 from panda.files import hold_lock
 from panda.settings import Settings, Text, rule
 
@@ -75,7 +76,9 @@ def _collect_once(tables: SlideTables[Any], run: RunRecord) -> None:
         if tables.are_collected(run):
             log.info("tables and page have all slides already")
         else:
-            _raise_faults(tables.folder, _write_results(tables, run))
+            collected = _write_results(tables, run)
+            # Slides are missing if files changed since their records; the other shards do them again.
+            _raise_faults(tables.folder, replace(collected, missing=NamedSlides()))
 
 
 @close_logs
