@@ -33,7 +33,7 @@ OWN = {"hydra", "run_dir"}
 def parse_arguments(arguments: Sequence[str], entry_point: str) -> Namespace:
     """Parse the options of Hydra, and refuse to run an entry point with the configuration of another one."""
     parsed, unknown = get_args_parser().parse_known_args(arguments)
-    if unknown:
+    if unknown and entry_point:
         raise ConfigError(f"{unknown[0]}: there is no such option; a key is typed without dashes, {_LISTED}")
     name = parsed.config_name
     if name in ENTRY_POINTS and name != entry_point:
