@@ -241,7 +241,7 @@ def test_enter_configuration_of_other_entry_point_is_refused(
 def test_enter_reader_that_ended_is_no_error(call: str, reader: str, said: str) -> None:
     code = f"import sys; from panda.app import entry_point; {call}"
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | {reader}; echo ${{PIPESTATUS[0]}}"
-    here = {"PYTHONPATH": str(CONF.parent)}
+    here = {"PYTHONPATH": str(CONF.parent), "PYTHONUNBUFFERED": ""}
     done = subprocess.run(["bash", "-c", command], env=os.environ | here, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == (said, "")
 
