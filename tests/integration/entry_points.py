@@ -47,6 +47,5 @@ def run_entry_point(name: str, folder: Path, *overrides: str) -> Done:
     finally:
         os.chdir(here)
         sys.argv = arguments
-        forget_refusals()  # they are the exit status of later commands of this process
         GlobalHydra.instance().clear()
     return Done(code if isinstance(code, int) else int(code is not None), errors.getvalue())
