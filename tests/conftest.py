@@ -15,6 +15,7 @@ from hypothesis import settings
 
 import panda  # noqa: F401 (before a test imports albumentations)
 from panda.app.entry_point import forget_refusals
+from panda.app.signals import stop_on_signals
 from tests.slurm import Slurm, SlurmAbsentError, start_slurm
 
 # Property tests take the same examples each time; `--hypothesis-profile=default` searches for others.
@@ -30,10 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def fresh_process() -> None:
-    """Let no test see the overrides, the refusals or the log file of a job that another ran in this process."""
+    """Let no test see the overrides, refusals, signals or log file of a job that another ran in this process."""
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
     forget_refusals()
+    with stop_on_signals():  # it forgets those that an earlier job got
+        pass
     log = logging.getLogger("panda")
     for handler in [handler for handler in log.handlers if isinstance(handler, logging.FileHandler)]:
         handler.close()
