@@ -222,6 +222,22 @@ def test_audit_killed_shard_continues(faulty: Path, finished_audit: Path, tmp_pa
     assert _files(tmp_path) == _files(finished_audit)
 
 
+def test_audit_without_terminal_draws_no_bar(
+    faulty: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    panda_log: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("panda.progress.LINE_SECONDS", 0.0)
+    audit = Audit(AuditRun(data=str(faulty)), tmp_path)
+    with panda_log.at_level("INFO"):
+        audit.inspect(lambda rows: ((row, 0) for row in rows))
+    count = len(audit.slides)
+    assert f"audit: {count} of {count} slides" in panda_log.messages
+    assert "%|" not in capsys.readouterr().err
+
+
 def test_audit_second_shard_of_same_number_waits(faulty: Path, tmp_path: Path) -> None:
     audit = Audit(AuditRun(data=str(faulty)), tmp_path)
     second = threading.Thread(

@@ -10,8 +10,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from tqdm import tqdm
-
 from panda.audit import tables
 from panda.audit.audit_run import RUN_FILE, AuditRun
 from panda.audit.inspection import RULE_VERSIONS, Inspection
@@ -25,6 +23,7 @@ from panda.data.slide_records import NamedSlides
 from panda.data.slide_rows import IMAGES, TABLE, SlideRow, read_rows
 from panda.errors import ConfigError, PandaError
 from panda.files import hold_lock, is_locked, remove_leftovers
+from panda.progress import Progress
 from panda.tables import write_table
 from panda.wsi.slide import SlideOptions
 
@@ -61,7 +60,7 @@ def audit_folder(
         deep: Decode every tile of every slide and count masks at level 0.
         options: Options to open slides.
         empty_means_benign: An annotation file without any object means a slide without cancer.
-        progress: Show a bar over the slides.
+        progress: Show the progress.
 
     Raises:
         ManifestError: If the table is missing or not a table.
@@ -124,8 +123,8 @@ class Audit:
                 )
             if not pending:
                 return
-            bar = tqdm(total=len(own), initial=kept, desc="slides", unit="slide", disable=not progress, smoothing=0.05)
             crashed = found = 0
+            bar = Progress(stage="audit", total=len(own), initial=kept, hidden=not progress)
             with bar, closing(inspect(pending)) as results:
                 for row, findings in results:
                     if findings is None:
