@@ -133,7 +133,7 @@ def write_run(folder: Path, slide_ids: Iterable[str]) -> None:
         labels=None,
         notes=[],
     )
-    InferenceTables(folder, MADE_WITH).write_run(slide_ids, summary, "")
+    InferenceTables(folder, MADE_WITH).write_run(slide_ids, summary)
 
 
 def _find_finished(folder: Path, count: int) -> str:

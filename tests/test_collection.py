@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from bench.tables import write_run
+from panda.app.collection import log_shard_end
 from panda.app.feature_tables import FeatureTables
 from panda.data.feature_origin import FeatureOrigin
+from panda.data.shard import Shard
 from panda.inference.feature_output import FeatureOutput, FeatureSettings, TilePlan
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -45,3 +47,10 @@ def test_collect_writes_page_without_torch(folder: Path, command: str, page: str
 def test_collect_refuses_all_other_keys(folder: Path) -> None:
     ran = collect("infer", f"collect={folder / 'infer'}", "slides=x", "engine.device=cpu", "+odd=1")
     assert "slides=x, engine.device=cpu, +odd=1 are not used with collect=" in ran.stderr
+
+
+def test_log_shard_end_gives_command_that_can_be_pasted(panda_log: pytest.LogCaptureFixture) -> None:
+    with panda_log.at_level("INFO"):
+        log_shard_end(Shard(1, 2), "infer", Path("my out"))
+    command = """python infer.py 'collect="my out"'"""
+    assert panda_log.messages == [f"shard 1/2 is done; the last one writes the tables, or {command}"]

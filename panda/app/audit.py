@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,14 +18,11 @@ from panda.app.output_folder import find_other_command
 from panda.app.registry import find_undeclared
 from panda.app.slide_division import DivisionKeys
 from panda.audit.audit_run import AuditRun
-from panda.choices import name_command
 from panda.data.settings import TableSettings
 from panda.settings import Settings, Text, count_cores, rule
 
 if TYPE_CHECKING:  # slow to import, see `audit`
     from panda.audit.tables import AuditSummary
-
-log = logging.getLogger(__name__)
 
 DATA = "panda.data.datamodule.DataSettings"
 """What `data` builds in a training, which an audit does not import."""
@@ -121,6 +117,7 @@ def audit(cfg: DictConfig) -> AuditSummary | None:
     config = check(cfg)
     data, part = config.data, config.own_shard
     from panda.app.audit_collection import require_all, write_results  # noqa: PLC0415  (--help does not wait for it)
+    from panda.app.collection import log_shard_end  # noqa: PLC0415
     from panda.app.slide_inspection import open_inspector  # noqa: PLC0415
     from panda.audit.dataset import WHOLE, Audit  # noqa: PLC0415
     from panda.synthetic.dataset import draw_dataset  # noqa: PLC0415
@@ -129,12 +126,11 @@ def audit(cfg: DictConfig) -> AuditSummary | None:
         draw_dataset(data.root, data.draw)
     found = Audit(config.run, Path(config.run_dir), slides=config.audit.slides)
     with open_inspector(found, config.cluster, config.audit.workers or count_cores()) as inspector:
-        log_to_file(found.out / ("audit.log" if part is None else f"audit-{part.number}-of-{part.count}.log"))
+        log_to_file(found.out / f"{part.name_part('audit') if part else 'audit'}.log")
         if config.audit.slides:
             found.inspect(inspector, part or WHOLE)
     if part is not None and not found.has_all():
-        command = f"{name_command('audit')} collect={found.out}"
-        log.info("shard %s is done; the last one writes the tables, or %s", part, command)
+        log_shard_end(part, "audit", found.out)
         return None
     if isinstance(config.cluster, WorkerCluster):
         require_all(found)

@@ -18,7 +18,7 @@ from panda.choices import name_command
 from panda.data.shard import Shard
 from panda.data.slide_records import RECORDS_FOLDER, NamedSlides, RunRecord
 from panda.files import hold_lock
-from panda.settings import Settings, Text, rule
+from panda.settings import Settings, Text, format_override, rule
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +64,15 @@ def end_run(tables: SlideTables[Any], run: RunRecord, part: Shard | None, count:
     elif tables.has_all(run):
         _collect_once(tables, run)
     else:
-        command = f"{name_command(tables.command)} collect={tables.folder}"
-        log.info("shard %s is done; the last one writes the tables, or %s", part, command)
+        log_shard_end(part, tables.command, tables.folder)
     if tables.failed:
         raise SomeSlidesFailed(_describe_failures(tables, count))
+
+
+def log_shard_end(part: Shard, command: str, folder: Path) -> None:
+    """Log that a shard is done before others are, and the command that writes tables and page."""
+    collect_it = f"{name_command(command)} {format_override(f'collect={folder}')}"
+    log.info("shard %s is done; the last one writes the tables, or %s", part, collect_it)
 
 
 def _collect_once(tables: SlideTables[Any], run: RunRecord) -> None:

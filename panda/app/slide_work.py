@@ -37,7 +37,7 @@ class LocalWork(Protocol[Loaded_co]):
 def begin_log(config: ShardedSlides, folder: Path, command: str) -> None:
     """Begin the log of a command in its folder, with the numbers of slides."""
     (paths, passed_over), part = config.slide_list, config.own_shard
-    log_to_file(folder / (f"{command}.log" if part is None else f"{command}-{part.number}-of-{part.count}.log"))
+    log_to_file(folder / f"{part.name_part(command) if part else command}.log")
     more = passed_over and f"; passed over: {passed_over}"
     log.info("slides=%s: %d slides%s", format_value(config.slides), len(paths), more)
     if part:

@@ -113,7 +113,7 @@ class Audit:
     def inspect(self, inspect: Inspector, shard: Shard = WHOLE, *, progress: bool = True) -> None:
         """Inspect every slide of a shard that has no record of its present files."""
         own = [row for row in self.slides if shard.holds(row.slide_id)]
-        part = self.out / (RECORDS if shard == WHOLE else f"{RECORDS}-{shard.number}-of-{shard.count}")
+        part = self.out / (RECORDS if shard == WHOLE else shard.name_part(RECORDS))
         with hold_lock(part):
             self._begin(part)
             pending = [row for row in own if not self.records.is_current(row)]

@@ -28,6 +28,10 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
+    def name_part(self, whole: str) -> str:
+        """Return the name of the part of this shard in what `whole` names, such as `infer-3-of-64`."""
+        return f"{whole}-{self.number}-of-{self.count}"
+
     def holds(self, slide_id: str) -> bool:
         """Return whether a slide belongs to the shard."""
         digest = hashlib.sha256(slide_id.encode("utf-8", "surrogateescape")).digest()
