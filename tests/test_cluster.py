@@ -218,12 +218,15 @@ def test_slide_cluster_worker_with_two_threads_is_refused(tmp_path: Path) -> Non
         pass
 
 
-@pytest.mark.parametrize("command", ["infer", "features"])
-def test_cluster_keys_are_not_in_names_of_job_folders(command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "files"),
+    [("infer", {"slides", "labels", "groups", "output"}), ("features", {"slides", "output"})],
+)
+def test_names_of_job_folders_have_no_cluster_and_no_files(command: str, files: set[str]) -> None:
     folders = OmegaConf.load(_REPOSITORY / "conf" / "hydra_folders" / f"{command}.yaml")
     excluded = OmegaConf.select(folders, "hydra.job.config.override_dirname.exclude_keys")
     kinds = (LocalCluster, SlurmCluster, SchedulerAddress)
-    assert {"cluster", *(f"cluster.{key}" for kind in kinds for key in kind.model_fields)} <= set(excluded)
+    assert {"cluster", *(f"cluster.{key}" for kind in kinds for key in kind.model_fields)} | files <= set(excluded)
 
 
 def test_slide_cluster_worker_without_package_is_refused(tmp_path: Path) -> None:
