@@ -23,10 +23,12 @@ from panda.inference.slide_result import LABEL_METRICS, Provenance
 from panda.report.agreement import draw_agreement
 from panda.report.axes import pick_ticks
 from panda.report.charts import Bar, Line, draw_bars, draw_lines
+from panda.report.choices import find_choices
 from panda.report.figure_tables import make_splits_table
 from panda.report.inference_page import write_inference_page
 from panda.report.inference_summary import InferenceSummary, LastRun
 from panda.report.job_end import JobEnd
+from panda.report.ranking import describe_ranking
 from panda.report.run_folder import find_subfolder, make_link, make_natural_key, parse_number, read_picture
 from panda.report.run_page import write_run_page
 from panda.report.slide_page import write_slide_page
@@ -555,6 +557,34 @@ def test_write_sweep_choice_without_a_fold_is_not_crowned(tmp_path: Path) -> Non
     _add_fold(tmp_path, 2, "b", 1, [(95, 5, 0)])
     text = check_page(write_sweep(tmp_path))
     assert "Best on validation: <b>a</b>" in text
+
+
+def test_find_choices_missing_counts_folds_that_others_have(tmp_path: Path) -> None:
+    """Two choices with two folds each, but not the same ones: only the one with all three is whole."""
+    for number, (loss, fold) in enumerate([("a", 0), ("a", 1), ("b", 1), ("b", 2), ("c", 0), ("c", 1), ("c", 2)]):
+        _add_fold(tmp_path, number, loss, fold, [(10 if loss == "c" else 90, 5, 5)])
+    jobs = read_jobs(tmp_path)
+    found = find_choices(tmp_path, jobs, ["loss", "data.fold"])
+    assert {choice.values["loss"]: choice.missing for choice in found} == {"c": 0, "a": 1, "b": 1}
+    assert found[0].values["loss"] == "c"
+
+
+def test_write_sweep_compares_means_with_means(tmp_path: Path) -> None:
+    """One job has no table of its slides, so the figures of no choice are pooled, and the page says so."""
+    for number, (loss, fold) in enumerate([("a", 0), ("a", 1), ("b", 0), ("b", 1)]):
+        _add_fold(tmp_path, number, loss, fold, [(30 + 60 * fold - number, 20, 50)])
+    (tmp_path / "3" / "val_slides.csv").unlink()
+    text = check_page(write_sweep(tmp_path))
+    assert "on average over 2 jobs that differ only in seed or fold" in text
+    jobs = read_jobs(tmp_path)
+    found = find_choices(tmp_path, jobs, ["loss", "data.fold"])
+    for choice in found:
+        assert choice.is_mean
+        assert choice.score == pytest.approx(np.mean([job.find_score("val") or 0.0 for job in choice.jobs]))
+    mean = "on average over the jobs"
+    assert re.match(rf"1\. a: validation 0\.\d+ {mean}, test 0\.05 {mean} \(", describe_ranking(tmp_path, jobs)[0])
+    with (tmp_path / "repeats.csv").open(newline="") as file:
+        assert [row["val_all_slides"] for row in csv.DictReader(file)] == ["", ""]
 
 
 def test_write_sweep_trivial_best_is_said(tmp_path: Path) -> None:

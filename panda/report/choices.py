@@ -30,6 +30,7 @@ class Choice:
         rows: Validation slides of each job with a table of them, by seed and fold; read if there are several jobs.
         score: Figure of `key` on validation over the slides of all jobs, or else the mean of the jobs; None without.
         interval: Its bootstrap 95 % interval over groups.
+        is_mean: Whether `score` is the mean of several jobs.
         missing: Number of seeds and folds that another choice has and this one lacks.
     """
 
@@ -38,6 +39,7 @@ class Choice:
     rows: Mapping[tuple[str, ...], Sequence[Row]] = field(default_factory=dict)
     score: float | None = None
     interval: tuple[float, float] | None = None
+    is_mean: bool = False
     missing: int = 0
 
     @property
@@ -74,6 +76,10 @@ class Choice:
         """Return the mean of a figure over the jobs that have it."""
         return fmean(values) if (values := self.list_figures(split, key)) else None
 
+    def take_mean(self) -> Choice:
+        """Return the choice with the mean of its jobs as its score; it has no interval."""
+        return replace(self, score=self.average("val", self.key), interval=None, is_mean=len(self.done) > 1)
+
 
 def find_choices(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) -> list[Choice]:
     """Group jobs that differ only in seed and fold, and rank the groups by validation; those without a figure last.
@@ -92,11 +98,23 @@ def find_choices(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) ->
         for values, by_subject in groups.items()
         for same in by_subject.values()
     ]
-    most: dict[str, int] = {}
+    repeats: dict[str, set[tuple[str, ...]]] = {}
     for choice in found:
-        most[choice.first.subject] = max(most.get(choice.first.subject, 0), len(choice.done))
-    ranked = [replace(one, missing=most[one.first.subject] - len(one.done)) for one in found]
+        repeats.setdefault(choice.first.subject, set()).update(map(_name_repeat, choice.done))
+    ranked = [
+        replace(one, missing=len(repeats[one.first.subject].difference(map(_name_repeat, one.done))))
+        for one in _measure_alike(found)
+    ]
     return sorted(ranked, key=_rank)
+
+
+def _measure_alike(found: Sequence[Choice]) -> list[Choice]:
+    """Take the mean of the jobs for each choice if it is the score of one that it is compared with."""
+    means = {(choice.first.subject, choice.key) for choice in found if choice.is_mean}
+    return [
+        choice.take_mean() if len(choice.jobs) > 1 and (choice.first.subject, choice.key) in means else choice
+        for choice in found
+    ]
 
 
 def group_comparable(found: Sequence[Choice]) -> list[list[Choice]]:
@@ -122,7 +140,7 @@ def _measure(sweep_dir: Path, values: Mapping[str, str], jobs: Sequence[Job]) ->
     is_whole = len(rows) == len(choice.done) and all(rows.values())
     found = compute_figure([row for part in rows.values() for row in part], first.scoring, key) if is_whole else None
     if found is None:
-        return Choice(values, jobs, rows if is_whole else {}, choice.average("val", key))
+        return replace(choice, rows=rows if is_whole else {}).take_mean()
     return Choice(values, jobs, rows, found.value, found.interval)
 
 
@@ -188,7 +206,7 @@ def list_repeat_rows(found: Sequence[Choice], gaps: Mapping[str, Difference]) ->
     rows = []
     for choice in found:
         row: dict[str, Any] = {**choice.values, "jobs": len(choice.done), "failed": len(choice.jobs) - len(choice.done)}
-        row["val_all_slides"] = choice.score
+        row["val_all_slides"] = None if choice.is_mean else choice.score
         row |= list_gap(gaps.get(choice.name))
         for split, key in _list_keys([choice]):
             values = choice.list_figures(split, key)
@@ -226,7 +244,8 @@ def make_choices_table(found: Sequence[Choice], gaps: Mapping[str, Difference], 
         count, lacking = len(choice.done), len(choice.jobs) - len(choice.done)
         cells.append(Cell(f"{count}" + f", {lacking} without" * bool(lacking), style="num"))
         whole = find_format(choice.key)
-        ends = "" if choice.interval is None else " to ".join(format_value(end, whole) for end in choice.interval)
+        ends = "mean of the jobs" * choice.is_mean
+        ends = ends if choice.interval is None else " to ".join(format_value(end, whole) for end in choice.interval)
         cells.append(Cell(format_value(choice.score, whole), choice.score, "no job has it", style="num", under=ends))
         cells.append(make_gap_cell(gaps.get(choice.name), choice in best, "not scored on the same slides as the best"))
         cells += [_make_spread_cell(choice, *key) for key in keys]

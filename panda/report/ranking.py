@@ -12,6 +12,7 @@ from panda.report.trivial_answers import list_alarms
 
 MOST = 10
 """Number of choices that are listed."""
+_MEAN = " on average over the jobs"
 
 
 def describe_ranking(sweep_dir: Path, jobs: Sequence[Job]) -> list[str]:
@@ -23,9 +24,9 @@ def describe_ranking(sweep_dir: Path, jobs: Sequence[Job]) -> list[str]:
 
 
 def _describe(choice: Choice, varied: Sequence[str]) -> str:
-    figures = [f"validation {format_value(choice.score, 'headline')}"]
+    figures = [f"validation {format_value(choice.score, 'headline')}" + _MEAN * choice.is_mean]
     if (tested := choice.average("test", choice.key)) is not None:
-        figures.append(f"test {format_value(tested, 'headline')}")
+        figures.append(f"test {format_value(tested, 'headline')}" + _MEAN * (len(choice.done) > 1))
     scores = [scores for job in choice.done for split in SPLITS if (scores := job.find_scores(split))]
     alarms = list(dict.fromkeys(alarm.kind for own in scores for alarm in list_alarms(own)))
     jobs = f"job{'s' * (len(choice.done) > 1)} {', '.join(job.name for job in choice.done)}"

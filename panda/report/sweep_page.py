@@ -272,9 +272,12 @@ def _write_sweep(sweep_dir: Path, jobs: Sequence[Job]) -> Path:
     )
 
 
-def _lay_out_best(best: Choice, varied: Sequence[str]) -> tuple[str, str, str, str, str, int]:
-    """Return name, address, figure, its values on validation and test, and the number of jobs of the best choice."""
+def _lay_out_best(best: Choice, varied: Sequence[str]) -> tuple[str, str, str, str, str, int, bool]:
+    """Return name, address, figure, its values on validation and test, and the number of jobs of the best choice.
+
+    The last value is whether that on validation is the mean of the jobs.
+    """
     values = (best.score, best.average("test", best.key))
     val, test = (format_value(value, "headline") for value in values)
     report = best.jobs[0].report if len(best.jobs) == 1 else ""
-    return best.label(varied), report, name_figure(best.key), val, test, len(best.done)
+    return best.label(varied), report, name_figure(best.key), val, test, len(best.done), best.is_mean
