@@ -44,7 +44,8 @@ def test_figures_match_scikit_learn_over_all_pixels(choice: ThresholdChoice) -> 
 def test_figures_trivial_answer_has_the_same_measures() -> None:
     found = figures(SLIDES)
     truth, tissue = (np.concatenate([getattr(slide, name) for slide in SLIDES]) for name in ("truth", "tissue"))
-    for name, score in (("dice", oracle.f1_score), ("iou", oracle.jaccard_score)):
+    scores = {"dice": oracle.f1_score, "iou": oracle.jaccard_score, "precision": oracle.precision_score}
+    for name, score in scores.items():
         assert found[f"all_tissue_{name}"] == pytest.approx(score(truth, tissue))
         each = [score(slide.truth, slide.tissue) for slide in SLIDES if slide.truth.any()]
         assert found[f"all_tissue_{name}_mean_slide"] == pytest.approx(np.mean(each))

@@ -128,7 +128,7 @@ def _call_all_tissue(scores: Sequence[SlideScore]) -> dict[str, float | None]:
     benign = [score.compute_mm2(score.tissue_px) for score in scores if not score.labelled_px]
     known = [area for area in benign if area is not None]
     found: dict[str, float | None] = {}
-    for name in ("dice", "iou"):
+    for name in ("dice", "iou", "precision"):
         mean = average_known(np.array([getattr(one, name) for one in each], dtype=np.float64))
         found[f"all_tissue_{name}"] = getattr(everything, name) if each else None
         found[f"all_tissue_{name}_mean_slide"] = mean if each else None

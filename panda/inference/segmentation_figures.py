@@ -24,7 +24,7 @@ class SegmentationFigures(Figures, frozen=True):
 
     Labelled cancer outside the tissue found counts as missed, with probability 0. A slide without labelled cancer has
     no Dice; its false-positive area is given instead. The trivial answer to which a figure is compared is to call all
-    tissue cancer. Its precision is its IoU, its recall that of the tissue found.
+    tissue cancer. Its recall is that of the tissue found.
     """
 
     slides: NonNegativeInt = Field(description="Slides that were scored.")
@@ -89,11 +89,11 @@ class SegmentationFigures(Figures, frozen=True):
         description="Called cancer, % of tissue, before the clean-up. Null if there is no tissue."
     )
     all_tissue_dice: Share | None = Field(description=f"`dice` {_ALL}. {_NO_CANCER}.")
-    all_tissue_iou: Share | None = Field(description=f"`iou` and `precision` {_ALL}. {_NO_CANCER}.")
+    all_tissue_iou: Share | None = Field(description=f"`iou` {_ALL}. {_NO_CANCER}.")
+    all_tissue_precision: Share | None = Field(description=f"`precision` {_ALL}. {_NO_CANCER}.")
     all_tissue_dice_mean_slide: Share | None = Field(description=f"`dice_mean_slide` {_ALL}. {_NO_CANCER}.")
-    all_tissue_iou_mean_slide: Share | None = Field(
-        description=f"`iou_mean_slide` and `precision_mean_slide` {_ALL}. {_NO_CANCER}."
-    )
+    all_tissue_iou_mean_slide: Share | None = Field(description=f"`iou_mean_slide` {_ALL}. {_NO_CANCER}.")
+    all_tissue_precision_mean_slide: Share | None = Field(description=f"`precision_mean_slide` {_ALL}. {_NO_CANCER}.")
     all_tissue_fp_mm2_benign_slides: NonNegativeFloat | None = Field(
         description=f"`fp_mm2_benign_slides` {_ALL}: mean tissue area of the benign slides, mm². Null if there is "
         "none, or µm/px of one is unknown."

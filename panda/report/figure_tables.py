@@ -35,7 +35,8 @@ _WHY_OF_PART = {
 }
 _NO_ROW = (
     *("cancer_outside_tissue_px", "cancer_outside_tissue_mm2"),
-    *(f"all_tissue_{name}" for name in ("dice", "iou", "dice_mean_slide", "iou_mean_slide", "fp_mm2_benign_slides")),
+    *(f"all_tissue_{name}{of}" for name in ("dice", "iou", "precision") for of in ("", "_mean_slide")),
+    "all_tissue_fp_mm2_benign_slides",
     *("cancer_of_tiles", "median_mae"),
 )
 """Figures of a split that its tables give in per cent, or below the figure of which they are the trivial answer."""

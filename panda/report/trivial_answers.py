@@ -23,10 +23,7 @@ _CHANCE = {
     **dict.fromkeys(("qwk", "kappa", "r2", "pearson", "spearman", "rule_qwk"), 0.0),
 }
 _STORED = {
-    "dice": "all_tissue_dice",
-    "dice_mean_slide": "all_tissue_dice_mean_slide",
-    **dict.fromkeys(("iou", "precision"), "all_tissue_iou"),
-    **dict.fromkeys(("iou_mean_slide", "precision_mean_slide"), "all_tissue_iou_mean_slide"),
+    **{key: f"all_tissue_{key}" for name in ("dice", "iou", "precision") for key in (name, f"{name}_mean_slide")},
     "fp_mm2_benign_slides": "all_tissue_fp_mm2_benign_slides",
     "cancer_attended": "cancer_of_tiles",
     "mae": "median_mae",
