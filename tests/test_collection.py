@@ -7,13 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig, OmegaConf
 
 from bench.tables import write_run
 from panda.app.collection import log_shard_end
-from panda.app.feature_tables import FeatureTables
+from panda.app.entry_point import list_refusals, run_guarded
+from panda.app.feature_tables import FeatureTables, collect_features
 from panda.data.feature_origin import FeatureOrigin
 from panda.data.shard import Shard
+from panda.errors import PandaError
 from panda.inference.feature_output import FeatureOutput, FeatureSettings, TilePlan
+from panda.report.job_end import JobEnd
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -47,6 +51,30 @@ def test_collect_writes_page_without_torch(folder: Path, command: str, page: str
 def test_collect_refuses_all_other_keys(folder: Path) -> None:
     ran = collect("infer", f"collect={folder / 'infer'}", "slides=x", "engine.device=cpu", "+odd=1")
     assert "slides=x, engine.device=cpu, +odd=1 are not used with collect=" in ran.stderr
+
+
+def test_collect_refused_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "in" / ".records").mkdir(parents=True)
+    run_guarded(collect_features, _configure(tmp_path / "in", tmp_path / "out"))
+    (refusal,) = list_refusals()
+    assert "no run is recorded" in refusal
+    assert [path.name for path in tmp_path.rglob("*")] == ["in", ".records"]
+
+
+def test_collect_failed_leaves_error_in_its_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise PandaError("no")
+
+    monkeypatch.setattr("panda.app.collection._write_results", fail)
+    run_guarded(collect_features, _configure(folder / "features", tmp_path / "out"))
+    assert JobEnd.read(folder / "features") == JobEnd(state="failed", message="PandaError: no")
+    assert not (tmp_path / "out").exists()
+
+
+def _configure(folder: Path, run_dir: Path) -> DictConfig:
+    return OmegaConf.create({"collect": str(folder), "debug": False, "run_dir": str(run_dir)})
 
 
 def test_log_shard_end_gives_command_that_can_be_pasted(panda_log: pytest.LogCaptureFixture) -> None:

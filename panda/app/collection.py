@@ -102,8 +102,8 @@ def collect(cfg: DictConfig, kind: type[SlideTables[Any]]) -> None:
         SomeSlidesFailed: If slides failed or have no result yet.
     """
     folder = read_folder(cfg, "collect")
-    log_to_file(folder / f"{kind.command}.log")
     tables, run = kind.open_last(folder)
+    log_to_file(folder / f"{kind.command}.log")
     _raise_faults(folder, _write_results(tables, run))
 
 

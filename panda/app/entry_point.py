@@ -173,7 +173,7 @@ def close_logs(job: Callable[P, R]) -> Callable[P, R]:
 @close_logs
 def run_guarded(job: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """Run a job as `guard` says."""
-    debug, folder = read_key(cfg, "debug") is True, str(read_key(cfg, "run_dir") or ".")
+    debug, folder = read_key(cfg, "debug") is True, str(read_key(cfg, "collect") or read_key(cfg, "run_dir") or ".")
     set_up_logging(debug)
     if is_multirun() and not find_launch().rank:
         log.info("%s", describe_job(Path(folder)))
