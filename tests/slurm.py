@@ -100,11 +100,15 @@ class Slurm:
     def start_requeued(self, job: str, timeout: float = 120) -> None:
         """Start a job as soon as it is in the queue again; by itself it would wait for `cred_expire`."""
         end = time.monotonic() + timeout
-        while not self.run("squeue", "--noheader", "--jobs", job, "--states=PENDING"):
+        while True:
+            if self.run("squeue", "--noheader", "--jobs", job, "--states=PENDING"):
+                # SLURM refuses the change while the job of before is completing.
+                with suppress(RuntimeError):
+                    self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+                    return
             if time.monotonic() > end:
                 raise TimeoutError(f"{job} is not in the queue after {timeout:.0f} s:{self.read_logs()}")
             time.sleep(0.2)
-        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def read_logs(self) -> str:
         """Return the ends of the logs of all daemons."""
