@@ -55,6 +55,22 @@ def test_sweep_fault_of_all_jobs_is_said_once_before_first(tmp_path: Path) -> No
     ]
 
 
+def test_sweep_jobs_that_replace_each_other_are_refused(tmp_path: Path) -> None:
+    done = run_entry_point("infer", tmp_path, "-m", "checkpoint=a.ckpt,b.ckpt", "slides=s", "threshold=0.3,0.5")
+    assert done.returncode == 1
+    assert done.stderr.count("ConfigError") == 1
+    assert "jobs that differ in checkpoint would replace each other's results in " in done.stderr
+    assert "start them one by one, each with an output of its own" in done.stderr
+    assert not list(tmp_path.rglob("quantification*"))
+
+
+def test_sweep_jobs_that_add_to_one_output_are_no_fault(tmp_path: Path) -> None:
+    done = run_entry_point("infer", tmp_path, "-m", "checkpoint=a.ckpt", "slides=s,t")
+    assert done.returncode == 1
+    assert "would replace" not in done.stderr
+    assert "slides=t: " in done.stderr
+
+
 def test_sweep_fault_of_some_jobs_is_said_once_and_others_run(tmp_path: Path) -> None:
     make_folder(tmp_path / "data", 2)
     choices = ("data=panda", "data.root=data,none", "audit.slides=false", "debug=false,false")

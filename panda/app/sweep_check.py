@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 _ELSEWHERE = "SlurmLauncher"
 """Ends the class of the launcher whose jobs run on other machines, which alone know what they have."""
+_DIVIDING = {"slides", "labels", "groups", "shard"}
+"""Keys in which jobs of one output may differ."""
 _jobs: list[list[str]] = []
 _said: set[str] = set()
 
@@ -55,15 +57,22 @@ def _validate_batch(sweeper: Sweeper, batch: Sequence[Sequence[str]]) -> None:
     """Compose each job of a sweep and check it, in place of Hydra's method that only composes them.
 
     Raises:
-        ConfigError: If each job has a fault; with all faults.
+        ConfigError: If each job has a fault, with all faults; or if jobs would replace each other's results.
     """
     assert sweeper.hydra_context is not None
     assert sweeper.config is not None
     first = len(_jobs)
     _jobs.extend([*overrides] for overrides in batch)
     refused: dict[int, ConfigError] = {}
+    folders: dict[str, Sequence[str]] = {}
     for number, overrides in enumerate(batch, first):
         cfg = sweeper.hydra_context.config_loader.load_sweep_config(sweeper.config, list(overrides))
+        folder = _name_job(cfg, number)
+        if keys := _list_different_keys(overrides, folders.setdefault(folder, overrides)):
+            raise ConfigError(
+                f"jobs that differ in {', '.join(keys)} would replace each other's results in {folder}: start them one "
+                "by one, each with an output of its own"
+            )
         try:
             _check_job(cfg, number)
         except ConfigError as error:
@@ -91,6 +100,21 @@ def _list_faults(refused: Mapping[int, ConfigError], jobs: int) -> list[str]:
     ]
 
 
+def _list_different_keys(one: Sequence[str], other: Sequence[str]) -> list[str]:
+    """Return the keys in which two jobs differ, without those of jobs that add slides to one output."""
+    return sorted({text.lstrip("+").partition("=")[0] for text in {*one} ^ {*other}} - _DIVIDING)
+
+
+def _name_job(cfg: DictConfig, number: int) -> str:
+    """Give a job its number and its folder, as its launcher does, and return the folder."""
+    with read_write(cfg.hydra), open_dict(cfg.hydra):
+        cfg.hydra.job.id = str(number)
+        cfg.hydra.job.num = number
+        folder = os.path.abspath(os.path.join(cfg.hydra.sweep.dir, str(cfg.hydra.sweep.subdir)))
+        cfg.hydra.runtime.output_dir = folder
+    return folder
+
+
 def _check_job(cfg: DictConfig, number: int) -> None:
     """Check the configuration of a job as the job does; it finds its other errors itself."""
     entry_point = cfg.hydra.job.config_name
@@ -98,11 +122,6 @@ def _check_job(cfg: DictConfig, number: int) -> None:
         return
     hydra = HydraConfig.instance()
     before = hydra.cfg
-    with read_write(cfg.hydra), open_dict(cfg.hydra):
-        cfg.hydra.job.id = str(number)
-        cfg.hydra.job.num = number
-        folder = os.path.join(cfg.hydra.sweep.dir, str(cfg.hydra.sweep.subdir))
-        cfg.hydra.runtime.output_dir = os.path.abspath(folder)
     hydra.set_config(cfg)
     job = cfg.copy()
     with open_dict(job):
