@@ -1,4 +1,4 @@
-"""What holds for every lock of `hold_lock`, whatever stands for it on a file system."""
+"""What holds for every lock of `hold_lock`, with and without locks of the file system."""
 
 import threading
 import time

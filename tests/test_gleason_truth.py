@@ -10,13 +10,14 @@ import pytest
 from numpy.typing import NDArray
 
 from panda.data.manifest import SlideRecord
+from panda.errors import PandaError
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.class_areas import ClassArea
 from panda.inference.class_figures import RuleGradedSlide, summarize_classes, summarize_rule_grades
 from panda.inference.evaluate import score_canvas
 from panda.inference.quantify import Quantification, QuantifySettings, slide_quantification
 from panda.inference.rule_grade import RuleGrader
-from panda.inference.slide_score import SlideScore, read_scores, write_scores
+from panda.inference.slide_score import SlideScore, read_score, read_scores, write_score, write_scores
 from panda.synthetic.dataset import GRADE_RULE, SlideTruth, SyntheticSpec, draw_slide
 from panda.tasks.threshold import ThresholdChoice
 from panda.wsi.classes import BINARY, ClassSet, find_classes
@@ -180,6 +181,9 @@ def test_read_scores_counts_of_other_classes_are_not_used(
     record, by_class = make_record(1, "radboud", "a"), None if shape is None else np.zeros(shape, np.int64)
     write_scores(tmp_path / "s.npz", {"a": SlideScore(record, np.zeros((2, 1000), np.int64), 0.25, 0, by_class)})
     assert read_scores(tmp_path / "s.npz", GLEASON) == {}
+    write_score(tmp_path / "a.npz", SlideScore(record, np.zeros((2, 1000), np.int64), 0.25, 0, by_class))
+    with pytest.raises(PandaError, match=r"a\.npz: it cannot be read \(counts of classes"):
+        read_score(tmp_path / "a.npz", GLEASON)
     assert "counts of classes are not those of benign, G3, G4, G5" in caplog.text
 
 

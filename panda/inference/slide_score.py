@@ -191,16 +191,21 @@ def read_scores(
                 key: (stored[key], *parts, stored[name] if (name := f"{key}{_BY_CLASS}") in stored else None)
                 for key, parts in plain.items()
             }
-        if any(hist.shape != (2, BINS) or hist.dtype != np.int64 for hist, *_ in scores.values()):
-            raise ValueError(f"a histogram is not int64 of shape (2, {BINS})")
-        right = None if classes.is_binary else (shape_counts(len(classes.names)), np.dtype(np.int64))
-        for *_, counts in scores.values():
-            if (None if counts is None else (counts.shape, counts.dtype)) != right:
-                raise ValueError(f"counts of classes are not those of {', '.join(classes.names)}")
+        for histogram, *_, by_class in scores.values():
+            _check_counts(histogram, by_class, classes)
     except Exception as error:  # zip, zlib and NumPy each have errors of their own
         log.warning("%s: damaged or edited (%s); its slides are mapped and scored again", path, error)
         return {}
     return scores
+
+
+def _check_counts(histogram: NDArray[Any], by_class: NDArray[Any] | None, classes: ClassSet) -> None:
+    """Raise a ValueError if the arrays of a file are not those of a score of these classes."""
+    if histogram.shape != (2, BINS) or histogram.dtype != np.int64:
+        raise ValueError(f"a histogram is not int64 of shape (2, {BINS})")
+    right = None if classes.is_binary else (shape_counts(len(classes.names)), np.dtype(np.int64))
+    if (None if by_class is None else (by_class.shape, by_class.dtype)) != right:
+        raise ValueError(f"counts of classes are not those of {', '.join(classes.names)}")
 
 
 class _ScoreFacts(Plain, frozen=True):
@@ -232,8 +237,8 @@ def write_score(path: Path, score: SlideScore) -> None:
         np.savez_compressed(partial, facts=np.array(facts.model_dump_json()), **arrays)
 
 
-def read_score(path: Path) -> SlideScore:
-    """Read the score of one slide. Its record has no paths.
+def read_score(path: Path, classes: ClassSet) -> SlideScore:
+    """Read the score of one slide, of these classes. Its record has no paths.
 
     Raises:
         PandaError: If the file is missing, or was damaged or edited.
@@ -243,8 +248,7 @@ def read_score(path: Path) -> SlideScore:
             facts = _ScoreFacts.model_validate_json(str(stored["facts"]), strict=True)
             histogram = stored["histogram"]
             by_class = stored.get("by_class")
-        if histogram.shape != (2, BINS) or histogram.dtype != np.int64:
-            raise ValueError(f"the histogram is not int64 of shape (2, {BINS})")
+        _check_counts(histogram, by_class, classes)
     except Exception as error:  # zip, zlib and NumPy each have errors of their own
         raise PandaError(f"{path}: it cannot be read ({error}): map its slide again") from error
     record = SlideRecord(facts.slide_id, facts.provider, facts.isup_grade, "", Path(), None, facts.group)

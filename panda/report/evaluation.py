@@ -95,7 +95,8 @@ def _read_slides(folder: Path, notes: list[str]) -> Iterator[tuple[SlideScore, S
         if row.get("cancer_outside_tissue_px"):  # it has a number for each slide with labels
             home = folder / row["slide_id"]
             try:
-                yield read_score(home / SCORE_FILE), SlideResult.read(home)
+                result = SlideResult.read(home)
+                yield read_score(home / SCORE_FILE, _read_classes(result)), result
             except (OSError, PandaError) as error:
                 notes.append(f"Not in these figures: {error}")
 
