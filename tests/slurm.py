@@ -29,7 +29,8 @@ _START_SECONDS = 60
 _STOP_SECONDS = 20
 # The nodes claim more CPUs than there are, so that jobs run side by side on a small machine too. The first job id is
 # another one each time, because Lightning makes a port of it and two instances may run at once. A requeued job waits
-# for `cred_expire`, which is two minutes without that word.
+# for `cred_expire`, which is two minutes without that word; one that is started earlier can be ended by SLURM instead,
+# because its node still refuses the credentials of the job.
 _CONFIGURATION = """\
 ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
@@ -95,19 +96,6 @@ class Slurm:
         while queue := self.run("squeue", "--noheader", "--all"):
             if time.monotonic() > end:
                 raise TimeoutError(f"jobs after {timeout:.0f} s:\n{queue}{self.read_logs()}")
-            time.sleep(0.2)
-
-    def start_requeued(self, job: str, timeout: float = 120) -> None:
-        """Start a job as soon as it is in the queue again; by itself it would wait for `cred_expire`."""
-        end = time.monotonic() + timeout
-        while True:
-            if self.run("squeue", "--noheader", "--jobs", job, "--states=PENDING"):
-                # SLURM refuses the change while the job of before is completing.
-                with suppress(RuntimeError):
-                    self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-                    return
-            if time.monotonic() > end:
-                raise TimeoutError(f"{job} is not in the queue after {timeout:.0f} s:{self.read_logs()}")
             time.sleep(0.2)
 
     def read_logs(self) -> str:

@@ -157,9 +157,8 @@ def test_training_on_two_nodes_goes_on_after_signal(slurm: Slurm, workplace: Pat
     run = workplace / "runs" / "segmentation" / "large"
     wait_for((run / "checkpoints" / "last.ckpt").exists, slurm)
     slurm.run("scancel", "--signal=TERM", job)
-    slurm.start_requeued(job)
     slurm.wait_for_jobs(240)
-    log = (workplace / "logs" / f"{job}.txt").read_text()
+    log = (workplace / "logs" / f"{job}.txt").read_text() + slurm.read_logs()
     assert (run / "summary.json").is_file(), log
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["devices"], summary["epochs"]) == (2, EPOCHS)
@@ -177,7 +176,6 @@ def test_sweep_goes_on_after_a_requeue_of_a_job(slurm: Slurm, workplace: Path) -
         try:
             job, number = wait_for_training(slurm, sweep)
             slurm.run("scontrol", "requeue", job)
-            slurm.start_requeued(job)
             assert launcher.wait(240) == 0, slurm.read_logs()
         finally:
             launcher.kill()
