@@ -7,6 +7,9 @@ the same.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from panda.errors import ConfigError
@@ -14,11 +17,28 @@ from panda.errors import ConfigError
 _INSTALLED = Path(__file__).resolve().parent / "conf"
 CONF = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / "conf"
 """The choices of the package."""
+_by_name = ContextVar("_by_name", default=False)
 
 
 def name_command(name: str) -> str:
     """Return how a job is started, `panda NAME` by an installed package and `python NAME.py` in a checkout."""
     return f"panda {name}" if CONF == _INSTALLED else f"python {name}.py"
+
+
+def name_tool(module: str) -> str:
+    """Return how a command without a configuration is started: `panda NAME` if it was, otherwise `python -m MODULE`."""
+    by_name = CONF == _INSTALLED or _by_name.get()
+    return f"panda {module.rpartition('.')[2]}" if by_name else f"python -m {module}"
+
+
+@contextlib.contextmanager
+def remember_name() -> Iterator[None]:
+    """Remember inside that a command was started by its name, see `name_tool`."""
+    token = _by_name.set(True)
+    try:
+        yield
+    finally:
+        _by_name.reset(token)
 
 
 def find_own_conf() -> Path | None:

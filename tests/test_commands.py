@@ -13,6 +13,7 @@ import pytest
 
 import panda
 from panda.app import commands
+from panda.choices import name_tool
 
 PACKAGE = Path(str(panda.__file__)).parent
 REPOSITORY = PACKAGE.parent
@@ -69,7 +70,8 @@ def test_tool_gets_its_arguments(
 ) -> None:
     monkeypatch.delitem(sys.modules, commands.TOOLS[name][0], raising=False)
     assert run(monkeypatch, name, "--help") == 0
-    assert commands.TOOLS[name][0] in capsys.readouterr().out
+    assert f"panda {name} " in capsys.readouterr().out
+    assert name_tool(commands.TOOLS[name][0]) == f"python -m {commands.TOOLS[name][0]}"
 
 
 def test_pyproject_names_every_package() -> None:

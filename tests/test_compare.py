@@ -12,7 +12,7 @@ from scipy.stats import bootstrap, wilcoxon
 from sklearn.metrics import cohen_kappa_score
 
 from panda.errors import ManifestError, PandaError
-from panda.report.compare import _name_runs, compare, main
+from panda.report.compare import _name_runs, compare, compare_runs, main
 from panda.report.effects import ScoredJob, find_effects
 from panda.report.paired import compute_differences, compute_signed_rank_p
 from panda.tasks.grade_metrics import compare_grades
@@ -127,6 +127,22 @@ def test_compare_planted_difference_is_found_with_size_and_side(tmp_path: Path) 
     assert "b is better" in back
 
 
+def test_compare_verdict_is_by_figure_that_ranks_sweeps(tmp_path: Path) -> None:
+    """Run b finds more of each cancer, at the price of false alarms on benign slides, which only pooled Dice counts."""
+    one = [row | ({"tp_px": 0, "fn_px": 0, "dice": ""} if k % 3 else {}) for k, row in enumerate(make_rows())]
+    other = [
+        row | ({"tp_px": 0, "fn_px": 0, "dice": "", "fp_px": 1000} if k % 3 else {})
+        for k, row in enumerate(make_rows(shift=0.1))
+    ]
+    found = compare_runs(make_run(tmp_path / "a", one), make_run(tmp_path / "b", other))
+    lead, beside = found.verdict.split(". a is better on slides like these. ")
+    assert lead.startswith("Dice, all pixels pooled: b less a is -0.")
+    assert beside.startswith("Dice, mean over slides: +0.")
+    figures = table(tmp_path / "compare-a-b" / "compare.csv")
+    assert [row["figure"] for row in figures[:2]] == ["dice", "dice_mean_slide"]
+    assert lead.endswith(f"interval {float(figures[0]['low']):+.3f} to {float(figures[0]['high']):+.3f}")
+
+
 def test_compare_provider_without_labelled_cancer_has_no_dice(tmp_path: Path) -> None:
     rows = [row | ({"tp_px": 0, "fn_px": 0, "dice": ""} if row["provider"] == "radboud" else {}) for row in make_rows()]
     compare(make_run(tmp_path / "a", rows), make_run(tmp_path / "b", rows))
@@ -148,7 +164,7 @@ def test_compute_differences_interval_matches_scipy_bootstrap() -> None:
         for a, gap in zip(rng.random(40), rng.normal(0.05, 0.1, 40), strict=True)
     ]
     gaps = np.array([float(b["dice"]) - float(a["dice"]) for a, b in pairs])
-    (found, *_) = compute_differences(pairs, [str(k) for k in range(40)], "segmentation")
+    (found,) = compute_differences(pairs, [str(k) for k in range(40)], "segmentation")[:1]
     theirs = bootstrap((gaps,), np.mean, method="percentile", n_resamples=20_000, rng=1).confidence_interval
     assert found.interval == pytest.approx((theirs.low, theirs.high), abs=0.004)
     assert found.difference == pytest.approx(gaps.mean())
@@ -245,11 +261,11 @@ def test_main_prints_page_or_reason(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([str(a), str(b)]) == 0
     out = capsys.readouterr().out
     verdict, page = out.splitlines()
-    assert verdict.endswith("job 1 is better on slides like these.")
+    assert "job 1 is better on slides like these." in verdict
     assert page == f"comparison: {tmp_path / 'sweep-x' / 'compare-job-0-job-1' / 'compare.html'}"
     (b / "summary.json").unlink()
     assert main([str(a), str(b)]) == 1
-    assert "1 holds no finished run: summary.json is not in the folder" in capsys.readouterr().err
+    assert "1 holds no finished run or evaluation: summary.json is not in the folder" in capsys.readouterr().err
     with pytest.raises(PandaError, match="is not a folder"):
         compare(a, tmp_path / "absent")
 

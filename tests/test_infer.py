@@ -1,5 +1,6 @@
 """One output folder of inference after runs over different slides, settings and failures."""
 
+import contextlib
 import csv
 import html
 import json
@@ -34,9 +35,10 @@ from panda.inference.quantify import QuantifySettings
 from panda.inference.slide_images import write_heatmap
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import SlideResult
+from panda.report.compare import compare
 from panda.report.headline import format_headline
 from panda.report.run_summary import EvaluationSummary, parse_summary
-from panda.tables import read_output_table
+from panda.tables import read_output_table, write_table
 from panda.wsi.label_maps import LabelMap
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import RULES, find_tissue
@@ -746,6 +748,24 @@ def read_evaluation(out: Path) -> EvaluationSummary:
     return summary
 
 
+def check_comparison(training: Path, out: Path, rows: list[dict[str, str]]) -> None:
+    """Compare an evaluation with a training that found the same on its test slides, then with others."""
+    shutil.copy(out / "test_slides.csv", training)
+    (training / "overrides.txt").write_text("model=unet\n")
+    for level, said in ((0, "data.level is 0 in .*train and 1 in .*out"), (1, "")):
+        summary = {"test": {"dice": 0.9}, "data": {"settings": {"level": level, "mpp": None}}}
+        (training / "summary.json").write_text(json.dumps(fill_summary(summary)))
+        with pytest.raises(PandaError, match=said) if said else contextlib.nullcontext():
+            compare(training, out)
+    page = html.unescape((out.parent / "compare-train-out" / "compare.html").read_text())
+    assert "Dice, all pixels pooled: out less train is +0.000" in page
+    assert '<td data-sort="checkpoint">checkpoint</td>' in page
+    assert '<td data-sort="model">model</td>' not in page, "the network of the evaluation is that of the training"
+    write_table(training / "test_slides.csv", rows[1:])
+    with pytest.raises(PandaError, match="the slides differ: 0 only in train, 1 only in out"):
+        compare(training, out)
+
+
 def test_infer_labels_are_evaluated_as_a_test_of_training(
     tmp_path: Path, run: Infer, panda_log: pytest.LogCaptureFixture
 ) -> None:
@@ -774,6 +794,7 @@ def test_infer_labels_are_evaluated_as_a_test_of_training(
     page = html.unescape((out / "report.html").read_text())
     for said in ("Against the labels", "Against the test of the training", "of the labelled cancer", "limits of agree"):
         assert said in page
+    check_comparison(training, out, table)
     said = f"evaluation (test on 3 slides at threshold 0.420): Dice {summary.test.dice:.3f} (all tissue: "
     assert format_headline(summary).startswith(said)
     assert "False alarms: 1 of 1 cancer-free slides" in panda_log.text

@@ -12,7 +12,7 @@ from panda.data.targets import ISUP, TargetSpec
 from panda.errors import ManifestError
 from panda.inference.grading_metrics import summarize_grades
 from panda.inference.target_figures import summarize_target
-from panda.report.compare import check_comparable, compare
+from panda.report.compare import compare
 from panda.report.folds import compute_figures, read_folds
 from panda.report.headline import format_headline
 from panda.report.run_page import write_run_page
@@ -20,6 +20,7 @@ from panda.report.run_summary import GradingSummary, parse_summary
 from panda.report.sweep_jobs import rank_jobs, read_jobs
 from panda.report.sweep_page import write_sweep
 from panda.report.target_charts import compute_kaplan_meier, draw_predictions
+from panda.report.tested_run import check_comparable
 from panda.tables import read_output_table, write_table
 from tests.drawn_scores import draw_graded_slide
 from tests.summaries import fill_summary

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from panda.app.entry_point import end_at_closed_output, enter, guard, pause_collection
 from panda.app.hydra_job import read_key
-from panda.choices import CONF
+from panda.choices import CONF, remember_name
 from panda.errors import suggest
 
 TOOLS = {
@@ -24,7 +24,7 @@ TOOLS = {
     "corrections": ("panda.data.corrections", "turn corrected regions into training masks"),
     "store": ("panda.data.store", "list patch stores"),
 }
-"""Module and purpose of each command without a configuration; `python -m MODULE` is the same."""
+"""Module and purpose of each command without a configuration; `python -m MODULE` is the same, and ends in its name."""
 
 
 @guard
@@ -97,7 +97,8 @@ def main() -> None:
     with end_at_closed_output():
         if name in TOOLS:
             del sys.argv[1]
-            runpy.run_module(TOOLS[name][0], run_name="__main__", alter_sys=True)
+            with remember_name():
+                runpy.run_module(TOOLS[name][0], run_name="__main__", alter_sys=True)
         elif name == "--version":
             print(version("panda-wsi"))
         elif name in ("--help", "-h"):

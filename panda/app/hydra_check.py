@@ -18,6 +18,7 @@ from panda.app.command_line import ENTRY_POINTS, explain
 from panda.app.hydra_job import is_plain_name, read_key
 from panda.app.ranks import find_launch, find_sweep_faults
 from panda.app.registry import SPECIAL
+from panda.choices import name_tool
 from panda.errors import ConfigError
 
 ALLOWED = re.compile(
@@ -27,7 +28,7 @@ ALLOWED = re.compile(
 """What Hydra may build. Hydra itself allows only registered plugins as launcher and sweeper."""
 OPTUNA = (
     "hydra/sweeper=optuna searches for the worst setting, as its default direction is minimize, and needs optuna 2; "
-    "search with: python -m panda.app.search study=sqlite:///study.db n=50 and your arguments (--help says more)"
+    f"search with: {name_tool('panda.app.search')} study=sqlite:///study.db n=50 and your arguments (--help says more)"
 )
 _LIST = re.compile(r"(slides|data\.exclude|logger\.tags|allow_packages)=([^][{}()'\"=,]+(?:,[^][{}()'\"=,]+)+)")
 """An override of a key that takes a list, with values that commas separate. Without -m it means the list."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from panda.choices import name_tool
 from panda.settings import format_override
 
 SUBMITIT = ".submitit"
@@ -21,8 +22,8 @@ def advise_sweep(sweep: Path) -> str:
     """Return what a user can do with a sweep whose jobs may still run."""
     name = format_override(f"name={sweep.name.removeprefix('sweep-')}")
     return (
-        f"the other jobs go on; python -m panda.report.sweep {sweep} shows all at any time, and the same command with "
-        f"{name} continues those that have ended too early"
+        f"the other jobs go on; {name_tool('panda.report.sweep')} {sweep} shows all at any time, and the same command "
+        f"with {name} continues those that have ended too early"
     )
 
 

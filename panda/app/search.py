@@ -19,6 +19,7 @@ from panda.app.entry_point import Interrupted, enter, guard, refuse, set_up_logg
 from panda.app.hydra_job import AUTO, sweep_folder
 from panda.app.resume import SESSION_KEYS
 from panda.app.search_space import Words, parse_words
+from panda.choices import name_tool
 from panda.errors import INSTALL_CLUSTER, ConfigError, PandaError
 from panda.report.job_end import JobEnd
 from panda.settings import Count, Seed, Settings, Text, accept, escape
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HELP = """python -m panda.app.search study=ADDRESS n=TRIALS KEY=VALUES … [key=value …]
+HELP = """{command} study=ADDRESS n=TRIALS KEY=VALUES … [key=value …]
 
 Trains trial after trial of train.py and chooses the values of the keys by the figure on validation. The same command
 continues a search, and several processes share it.
@@ -179,7 +180,7 @@ def _say_result(study: SearchStudy) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Run the command."""
     if {"--help", "-h"} & set(arguments):
-        print(HELP)
+        print(HELP.replace("{command}", name_tool("panda.app.search")))
         return
     set_up_logging("debug=true" in arguments)
     search(arguments)

@@ -21,7 +21,7 @@ import tifffile
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter
 
-from panda.choices import name_command
+from panda.choices import name_command, name_tool
 from panda.data.slide_entry import FileIdentity
 from panda.errors import ManifestError, MaskError, PandaError
 from panda.files import hold_lock, write_beside
@@ -266,7 +266,7 @@ def correct(
 def main(arguments: Sequence[str]) -> int:
     """Run `python -m panda.data.corrections`, see its --help."""
     parser = argparse.ArgumentParser(
-        prog="python -m panda.data.corrections", description="Turn corrected regions of maps into training masks."
+        prog=name_tool("panda.data.corrections"), description="Turn corrected regions of maps into training masks."
     )
     parser.add_argument(
         "regions", nargs="+", type=Path, help="regions.geojson of infer.py, or exported again by QuPath"

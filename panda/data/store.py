@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from panda.choices import name_tool
 from panda.data.failures import Failure
 from panda.data.manifest import SlideRecord
 from panda.data.patches import SlidePatches, load_slide
@@ -146,7 +147,7 @@ def describe_unwritable(store: Path, error: OSError) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Run `python -m panda.data.store list [STORE_ROOT]`: print the size of each patch store of a folder."""
-    parser = argparse.ArgumentParser(prog="python -m panda.data.store", description="List patch stores.")
+    parser = argparse.ArgumentParser(prog=name_tool("panda.data.store"), description="List patch stores.")
     parser.add_argument("command", choices=["list"])
     parser.add_argument("store_root", nargs="?", default="patches", help="as data.store_root (default: patches)")
     try:

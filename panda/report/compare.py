@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from panda.data.targets import TargetSpec
+from panda.choices import name_tool
 from panda.errors import ManifestError, PandaError
 from panda.report.axes import PALETTE
 from panda.report.charts import draw_pairs
-from panda.report.page import require_folder, write_page
+from panda.report.page import write_page
 from panda.report.paired import (
     MUST_AGREE,
     Difference,
@@ -24,53 +24,19 @@ from panda.report.paired import (
     pair_rows,
     read_slide_rows,
 )
-from panda.report.run_folder import Picture, find_subfolder, make_link, parse_number, read_picture, read_text
-from panda.report.run_summary import RunSummary, SegmentationSummary, read_summary
-from panda.report.sweep_jobs import parse_overrides
+from panda.report.run_folder import Picture, make_link, parse_number, read_picture
 from panda.report.table import UNITS, Cell, Head, Table, find_format, format_value, make_cell, name_figure
+from panda.report.tested_run import check_comparable, find_slide_folder, read_choices, read_tested
 from panda.report.trivial_answers import list_alarms
+from panda.report.verdict import write_verdict
 from panda.tables import write_table
 
 SHOWN = 4
 """Number of slides on either side whose maps are shown."""
-FEW_GROUPS = 6
-"""With fewer groups a signed-rank test cannot reach p < 0.05, and a bootstrap interval is too narrow."""
-_RESOLUTION = ("level", "mpp", "mpp_override")
-
-
-def read_tested(folder: Path) -> RunSummary:
-    """Read the summary of a finished run that scored its test slides; refuse another folder."""
-    require_folder(folder)
-    summary, fault = read_summary(folder)
-    if summary is None:
-        raise ManifestError(f"{folder} holds no finished run: {fault}")
-    if summary.test is None:
-        raise ManifestError(f"{folder} scored no test slides: give a run with test_slides=true and data.test_fraction")
-    return summary
-
-
-def check_comparable(folders: tuple[Path, Path], summaries: tuple[RunSummary, RunSummary]) -> None:
-    """Refuse two runs whose tasks, targets or resolutions differ, because their figures mean different things."""
-    a, b = summaries
-    for key in ("task", "target"):
-        was, is_ = (getattr(summary, key, None) for summary in summaries)
-        if was != is_:
-            texts = [value.describe_source() if isinstance(value, TargetSpec) else value for value in (was, is_)]
-            raise ManifestError(
-                f"{key} is {texts[0]} in {folders[0]} and {texts[1]} in {folders[1]}: give two runs of one {key}"
-            )
-    if isinstance(a, SegmentationSummary) and isinstance(b, SegmentationSummary):
-        for key in _RESOLUTION:
-            before, after = a.data.settings.get(key), b.data.settings.get(key)
-            if before != after:
-                raise ManifestError(
-                    f"data.{key} is {before} in {folders[0]} and {after} in {folders[1]}: pixels are scored at the "
-                    "resolution of the run, and those of two resolutions cannot be compared or summed"
-                )
 
 
 class Comparison(NamedTuple):
-    """A written comparison: its page, and the difference of the first figure in a sentence."""
+    """A written comparison: its page, and its verdict, see `write_verdict`."""
 
     page: Path
     verdict: str
@@ -111,7 +77,7 @@ def compare_runs(a: Path, b: Path, output: Path | None = None) -> Comparison:
     write_table(output / "compare.csv", [_make_figure_row(difference) for difference in found])
     slides = _make_slide_rows(pairs, groups, scoring)
     write_table(output / "compare_slides.csv", slides)
-    verdict = _write_lead(found[0], names) if found else ""
+    verdict = write_verdict(found, names, scoring)
     page = write_page(
         output / "compare.html",
         "compare.html",
@@ -127,7 +93,7 @@ def compare_runs(a: Path, b: Path, output: Path | None = None) -> Comparison:
             for alarm in list_alarms(summary.test)
         ],
         lead=verdict,
-        choices=_tabulate_choices(a, b, names),
+        choices=_tabulate_choices([read_choices(*side) for side in zip((a, b), summaries, strict=True)], names),
         figures=_tabulate_figures(found, names),
         chart=draw_pairs(
             "Dice of each slide",
@@ -196,31 +162,11 @@ def _list_notes(pairs: Sequence[Pair], agreed: bool) -> list[str]:
     return notes
 
 
-def _write_lead(head: Difference, names: tuple[str, str]) -> str:
-    """Write the first figure in a sentence."""
-    if head.difference is None:
-        return f"{name_figure(head.figure)} is undefined on these slides."
-    text = f"{name_figure(head.figure)}: {names[1]} less {names[0]} is {head.difference:+.3f}"
-    if head.interval is None:
-        return f"{text}; an interval needs at least two groups of slides, there is 1."
-    low, high = head.interval
-    text += f", 95 % interval {low:+.3f} to {high:+.3f}"
-    if head.p is not None:
-        text += f", Wilcoxon p {'< 0.001' if head.p < 0.001 else f'= {head.p:.3f}'}"
-    better = names[1 if low > 0 else 0]
-    if low <= 0 <= high:
-        return f"{text}. The interval contains zero, so these slides show no difference between the two."
-    if head.groups < FEW_GROUPS or (head.p is not None and head.p >= 0.05):
-        return f"{text}. {better} looks better, but {head.groups} groups are too few or too different to be sure."
-    return f"{text}. {better} is better on slides like these."
-
-
-def _tabulate_choices(a: Path, b: Path, names: tuple[str, str]) -> Table:
+def _tabulate_choices(typed: Sequence[Mapping[str, str]], names: tuple[str, str]) -> Table:
     """Lay out the overrides in which the runs differ."""
-    typed = [parse_overrides(read_text(folder / "overrides.txt")) for folder in (a, b)]
     keys = [key for key in dict.fromkeys([*typed[0], *typed[1]]) if key != "name"]
     differ = [key for key in keys if typed[0].get(key) != typed[1].get(key)]
-    rows = [[Cell(key), *(Cell(side.get(key, ""), why="the default") for side in typed)] for key in differ]
+    rows = [[Cell(key), *(Cell(side.get(key, ""), why="it was not typed") for side in typed)] for key in differ]
     return Table([Head("Choice"), Head(names[0]), Head(names[1])], rows, sortable=False)
 
 
@@ -289,7 +235,7 @@ def _choose_sides(
         for row in chosen:
             pictures = []
             for folder, name, side in zip(folders, names, "ab", strict=True):
-                home = find_subfolder(folder / "slides", row["slide_id"])
+                home = find_slide_folder(folder, row["slide_id"])
                 picture = read_picture(home / "overlay.png", 560, bare=True) if home else None
                 if picture and home:
                     at = _make_address(home / "overlay.png", output)
@@ -310,9 +256,10 @@ def _make_address(path: Path, start: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the comparison and print its verdict and path; return 1 and say why if the runs cannot be compared."""
     parser = argparse.ArgumentParser(
-        prog="python -m panda.report.compare", description="Compare two runs on the same test slides, slide by slide."
+        prog=name_tool("panda.report.compare"),
+        description="Compare two runs, or evaluations by infer.py labels=…, on the same test slides, slide by slide.",
     )
-    parser.add_argument("a", type=Path, help="folder of a finished run")
+    parser.add_argument("a", type=Path, help="folder of a finished run or an evaluation")
     parser.add_argument("b", type=Path, help="folder of another; differences are this one less the first")
     parser.add_argument("--output", type=Path, help="folder for the page and tables; default compare-A-B next to B")
     asked = parser.parse_args(arguments)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from panda.choices import name_tool
 from panda.errors import ManifestError, PandaError
-from panda.report.compare import check_comparable, read_tested
 from panda.report.paired import list_figures, read_slide_rows, read_value
+from panda.report.tested_run import check_comparable, read_tested
 from panda.tasks.bootstrap import bootstrap_interval
 
 
@@ -80,7 +81,9 @@ def read_folds(folders: Sequence[Path]) -> tuple[list[dict[str, str]], str]:
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m panda.report.folds", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=name_tool("panda.report.folds"), description="Pool the test slides of the folds of a cross-validation."
+    )
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs, one for each fold")
     try:
         runs = parser.parse_args().runs

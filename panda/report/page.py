@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from panda.choices import name_tool
 from panda.errors import PandaError
 from panda.files import write_whole
 from panda.report.table import format_value
@@ -22,6 +23,7 @@ ENVIRONMENT = Environment(
     lstrip_blocks=True,
 )
 ENVIRONMENT.filters["format_value"] = format_value
+ENVIRONMENT.globals["name_tool"] = name_tool
 
 
 def _read_source(name: str) -> str:

@@ -128,8 +128,8 @@ def _make_figures(
 
 FIGURES: Mapping[str, Figures] = {
     "segmentation": {
-        "dice_mean_slide": (("dice",), average_known),
         "dice": (("tp_px", "fp_px", "fn_px"), _pool_dice),
+        "dice_mean_slide": (("dice",), average_known),
         "fp_mm2_benign_slides": (("benign_fp_mm2",), average_known),
         "slide_specificity": (("benign_spared",), average_known),
         "rule_qwk": (("isup_grade", "rule_isup"), lambda pairs: compare_grades(pairs)[0]),

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from panda.choices import name_tool
 from panda.errors import PandaError
 from panda.report.page import require_folder
 from panda.report.ranking import describe_ranking
@@ -20,7 +21,7 @@ from panda.report.sweep_page import write_sweep
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write table and page, print the states of the jobs; return 0 if all are done or pruned and lost no slides."""
     parser = argparse.ArgumentParser(
-        prog="python -m panda.report.sweep", description="Write sweep.csv and sweep.html from the folder of a sweep."
+        prog=name_tool("panda.report.sweep"), description="Write sweep.csv and sweep.html from the folder of a sweep."
     )
     parser.add_argument("folder", type=Path, help="runs/<task>/sweep-NAME")
     folder = parser.parse_args(arguments).folder
