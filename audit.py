@@ -1,4 +1,4 @@
-"""Inspect a data set: `python audit.py data=panda data.root=… [audit.slides=false] [audit.output=audit]`."""
+"""Inspect a data set: `python audit.py data=panda data.root=… [audit.slides=false] [output=audit]`."""
 
 from panda.app.commands import run_job
 

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from panda.app.audit import AuditSettings
 from panda.app.output_folder import find_other_command
-from panda.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -27,9 +25,3 @@ def test_output_folder_of_another_command_is_refused(tmp_path: Path, mark: str, 
         faults = list(find_other_command("output=x", tmp_path, entry_point))
         expected = [] if entry_point == command else [f"output=x is the folder of {what}: give a folder of its own"]
         assert faults == expected
-
-
-def test_audit_output_with_maps_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "inference.json").touch()
-    with pytest.raises(ConfigError, match=r"audit\.output=.* is the folder of results of infer\.py: give a folder"):
-        AuditSettings(output=str(tmp_path))

@@ -45,9 +45,7 @@ def test_refusal_in_process_of_job_reaches_its_sweep(tmp_path: Path, capsys: pyt
 
 
 def test_sweep_fault_of_all_jobs_is_said_once_before_first(tmp_path: Path) -> None:
-    done = run_entry_point(
-        "audit", tmp_path, "-m", "data=panda", "data.root=none", "audit.workers=1,2,3", "audit.output=out"
-    )
+    done = run_entry_point("audit", tmp_path, "-m", "data=panda", "data.root=none", "audit.workers=1,2,3", "output=out")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "ConfigError: 1 fault in the configuration:",
@@ -74,7 +72,7 @@ def test_sweep_jobs_that_add_to_one_output_are_no_fault(tmp_path: Path) -> None:
 def test_sweep_fault_of_some_jobs_is_said_once_and_others_run(tmp_path: Path) -> None:
     make_folder(tmp_path / "data", 2)
     choices = ("data=panda", "data.root=data,none", "audit.slides=false", "debug=false,false")
-    done = run_entry_point("audit", tmp_path, "-m", *choices, "audit.output=out")
+    done = run_entry_point("audit", tmp_path, "-m", *choices, "output=out")
     assert done.returncode == 1
     assert "2 of 4 jobs will be refused:\n  - jobs 2, 3: data.root=none has no train.csv" in done.stderr
     assert done.stderr.count("has no train.csv") == 1

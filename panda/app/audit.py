@@ -33,7 +33,6 @@ class AuditSettings(Settings):
 
     Attributes:
         slides: Inspect slides and masks; otherwise only the table is read.
-        output: Folder to write to.
         workers: Slides inspected at the same time, each in its own process; None for one a core.
         deep: Decode every tile and count masks at level 0.
     """
@@ -41,13 +40,8 @@ class AuditSettings(Settings):
     node: ClassVar[str] = "audit"
 
     slides: bool = True
-    output: Text = "audit"
     workers: int | None = Field(default=None, ge=1, le=1024, description="null is one process a core")
     deep: bool = False
-
-    @rule
-    def _check_output(self) -> Iterator[str]:
-        yield from find_other_command(self.setting("output"), Path(self.output), "audit")
 
     @rule
     def _check_deep(self) -> Iterator[str]:
@@ -60,6 +54,7 @@ class AuditConfig(DivisionKeys):
 
     data: TableSettings
     audit: AuditSettings
+    output: Text
     collect: None
     debug: bool
     run_dir: Text
@@ -76,6 +71,10 @@ class AuditConfig(DivisionKeys):
             empty_means_benign=data.empty_means_benign,
             choices=tuple(text for text in list_overrides() if text.startswith("data")),
         )
+
+    @rule
+    def _check_output(self) -> Iterator[str]:
+        yield from find_other_command(self.setting("output"), Path(self.output), "audit")
 
     @rule
     def _check_folder(self) -> None:

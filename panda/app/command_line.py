@@ -64,7 +64,8 @@ def explain(error: Exception, arguments: Sequence[str], entry_point: str = "") -
         given = _find_argument(key, arguments)
         node = OmegaConf.to_container(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else {}
         assert isinstance(node, dict)
-        suggested = suggest_key(str(cause.key), node, key[: -len(str(cause.key))])
+        outside = cause.parent_node._get_root() if isinstance(cause.parent_node, DictConfig) else {}
+        suggested = suggest_key(str(cause.key), node, key[: -len(str(cause.key))], outside)
         if given and _takes(entry_point, key, node):
             suggested = f" in conf: add it with +{given}"
         if any(text.startswith("resume=") and text != f"resume={AUTO}" for text in arguments):
@@ -104,14 +105,17 @@ def _find_argument(key: str, arguments: Sequence[str]) -> str | None:
     return next((text for text in arguments if text.partition("=")[0].lstrip("+~") == key), None)
 
 
-def suggest_key(key: str, node: Mapping[Any, Any], path: str = "") -> str:
+def suggest_key(key: str, node: Mapping[Any, Any], path: str = "", outside: Collection[Any] = frozenset()) -> str:
     """Return " (did you mean group.key?)" for a key that a node does not have, or how keys are listed.
 
     It names each group in the node that has the key, otherwise the group and choice that have it, otherwise near keys.
-    `path` is the path of the node with a final dot, or empty for the root.
+    `path` is the path of the node with a final dot, or empty for the root. `outside` has the keys of the root, which
+    are typed without a group.
     """
     known = {str(name): value for name, value in node.items() if name not in OWN and not SPECIAL.fullmatch(str(name))}
     inside = [f"{path}{name}.{key}" for name, value in known.items() if isinstance(value, Mapping) and key in value]
+    if not inside and path and key in outside:
+        inside = [key]
     if not inside and not path:
         inside = _find_in_other_choices(key, known)
     return f" (did you mean {', '.join(inside)}?)" if inside else suggest(key, known) or f"; {_LISTED}"

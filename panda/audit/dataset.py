@@ -182,7 +182,7 @@ def check_output(out: Path, root: Path, *, slides: bool = True) -> None:
     if not slides and ((out / RUN_FILE).exists() or (out / tables.GROUPS).exists()):
         raise ConfigError(
             f"audit.slides=false: {out} has an audit of the slides, whose findings those of the table alone would "
-            f"replace; give another audit.output, or remove audit.slides=false: inspected slides are kept"
+            f"replace; give another output, or remove audit.slides=false: inspected slides are kept"
         )
     for name, kind in ((RUN_FILE, AuditRun), (tables.SUMMARY, tables.AuditSummary)):
         if not (out / name).exists():
@@ -191,12 +191,11 @@ def check_output(out: Path, root: Path, *, slides: bool = True) -> None:
             other = Path(kind.read(out).data)
         except (OSError, PandaError) as error:
             raise ConfigError(
-                f"audit.output={out}: its {name} is not that of an audit of this version ({error}); give another folder"
+                f"output={out}: its {name} is not that of an audit of this version ({error}); give another folder"
             ) from error
         if ((other / TABLE).is_file() or other.is_file()) and other.resolve() != root.resolve():
             raise ConfigError(
-                f"audit.output={out} holds the audit of {other}, and that of {root} would replace it; give another "
-                "folder"
+                f"output={out} holds the audit of {other}, and that of {root} would replace it; give another folder"
             )
 
 

@@ -47,7 +47,7 @@ def test_audit_prints_findings_and_remedies(
 ) -> None:
     spoilt = table(home / "data" / "train.csv")[1]
     (home / "data" / "train_label_masks" / f"{spoilt['image_id']}_mask.tiff").unlink()
-    assert enter(monkeypatch, "data=panda", "data.root=data", "audit.output=out/a b", "audit.workers=1") == 0
+    assert enter(monkeypatch, "data=panda", "data.root=data", "output=out/a b", "audit.workers=1") == 0
     err = capsys.readouterr().err
     assert "2 slides: 1 with findings (0 at worst with an error, 1 at worst with a warning" in err
     assert "missing_mask" in err
@@ -123,7 +123,7 @@ def _files(out: Path) -> dict[str, bytes]:
 def test_audit_parts_write_same_bytes(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    typed = ("data=panda", f"data.root={home / 'data'}", "audit.output=out")
+    typed = ("data=panda", f"data.root={home / 'data'}", "output=out")
     parts: dict[str, list[tuple[str, ...]]] = {
         "whole": [("audit.workers=1",)],
         "shards": [("audit.workers=1", f"shard={number}/2") for number in (1, 2)],
@@ -169,9 +169,9 @@ def test_audit_parts_that_cannot_be_are_refused(
             (*typed, "cluster=local", "audit.workers=2", "cluster.gpus=1"),
             "audit.workers=2, cluster.gpus=1 are not used",
         ),
-        ((*typed, "shard=1/2", "audit.output=''"), "audit.output='' must be text that is not empty"),
-        ((*typed[:1], "data.root=other", "shard=1/2", "audit.output=begun"), "begun holds the audit of data, and that"),
-        ((*typed, "audit.slides=false", "audit.output=begun"), "begun has an audit of the slides"),
+        ((*typed, "shard=1/2", "output=''"), "output='' must be text that is not empty"),
+        ((*typed[:1], "data.root=other", "shard=1/2", "output=begun"), "begun holds the audit of data, and that"),
+        ((*typed, "audit.slides=false", "output=begun"), "begun has an audit of the slides"),
         (("-m", *typed, "shard=1/2,2/2"), "each job of a multirun has an output of its own"),
         (("collect=audit",), "collect=audit has no records of slides (audit.json)"),
         (("collect=begun", "data=panda"), "data=panda is not used with collect=begun, which opens no slides"),

@@ -51,7 +51,7 @@ def test_odd_path_works_in_all_entry_points(tmp_path: Path, odd: str) -> None:
     home, place = tmp_path, Path(odd)
     records = make_folder(home / place / "data", 8)
     root, store = give("data.root", place / "data"), give("data.store_root", place / "store")
-    run(home, "audit", "data=panda", root, give("audit.output", place / "audit"))
+    run(home, "audit", "data=panda", root, give("output", place / "audit"))
     tables = (give("data.groups", place / "audit/groups.csv"), give("data.findings", place / "audit/findings.csv"))
     shares = ("data.val_fraction=0.4", "data.test_fraction=0.2")
     run(home, "train", *TRAIN, root, store, *tables, give("name", odd), "data.exclude=[empty_mask_graded]", *shares)

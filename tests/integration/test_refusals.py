@@ -307,8 +307,8 @@ REFUSED: dict[str, tuple[Change, tuple[str, ...], str]] = {
     ),
     "audit_into_run": (
         change_nothing,
-        ("audit", "data=panda", "data.root=data", f"audit.output={DONE}"),
-        f"audit.output={DONE} is the folder of a training run",
+        ("audit", "data=panda", "data.root=data", f"output={DONE}"),
+        f"output={DONE} is the folder of a training run",
     ),
 }  # fmt: skip
 

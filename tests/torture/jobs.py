@@ -149,7 +149,7 @@ def _infer(output: str, *overrides: str) -> Callable[[], None]:
 
 
 def _audit() -> None:
-    _enter("audit", "data=panda", "data.root=data", "audit.output=audit", "audit.workers=2")
+    _enter("audit", "data=panda", "data.root=data", "output=audit", "audit.workers=2")
 
 
 def _restore_trained() -> None:
