@@ -64,7 +64,7 @@ def explain(error: Exception, arguments: Sequence[str], entry_point: str = "") -
         given = _find_argument(key, arguments)
         node = OmegaConf.to_container(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else {}
         assert isinstance(node, dict)
-        outside = cause.parent_node._get_root() if isinstance(cause.parent_node, DictConfig) else {}
+        outside: Any = cause.parent_node._get_root() if isinstance(cause.parent_node, DictConfig) else ()
         suggested = suggest_key(str(cause.key), node, key[: -len(str(cause.key))], outside)
         if given and _takes(entry_point, key, node):
             suggested = f" in conf: add it with +{given}"
