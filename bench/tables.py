@@ -41,6 +41,8 @@ _FILES = (
     *("heatmap.png", "overlay.png", "map.png", "slide.jpg", "regions.geojson", "probability.ome.tiff"),
     *(PAGE, RESULT_FILE),
 )
+_CHUNKS = 64
+"""Files of a canvas: 512 px chunks with tissue of a biopsy at 2 µm/px."""
 
 
 class _WithoutFiles(InferenceTables):
@@ -105,7 +107,10 @@ def _write_records(folder: Path, count: int, find_state: bool) -> None:
 def _write_slides(folder: Path, count: int) -> None:
     """Write the folders of slides, with small files."""
     for slide_id in map(_name, range(count)):
-        (folder / slide_id / "canvas.zarr").mkdir(parents=True)
+        chunks = folder / slide_id / "canvas.zarr" / "0" / "c" / "0"
+        chunks.mkdir(parents=True)
+        for number in range(_CHUNKS):
+            (chunks / str(number)).touch()
         for name in (*_FILES, f"canvas.zarr/{FOLDER_FILE}"):
             (folder / slide_id / name).write_bytes(b"{}")
 

@@ -269,6 +269,11 @@ def test_audit_folder_rerun_inspects_changed_slides_only(
     with caplog.at_level(logging.INFO, "panda"):
         audit_folder(root, out, workers=1, progress=False)
     assert "9 of 9 slides have not changed" in caplog.text
+    picture = next(filter(Path.is_file, map(records.find_picture, rows)))
+    content = picture.read_bytes()
+    for damaged in (content[:-1], content):
+        picture.write_bytes(damaged)
+        assert set(rows) - current() == ({picture.stem} if damaged != content else set())
     changed, masked, graded = list(rows)[:3]
     os.utime(locate_image(root, changed))
     os.utime(locate_mask(root, masked))

@@ -473,7 +473,9 @@ def test_canvas_of_version_2_is_refused_with_remedy(tmp_path: Path) -> None:
     shutil.move(path / ARRAY / "c", path / "c")
     shutil.rmtree(path / ARRAY)
     (path / METADATA).write_text(json.dumps(array | {"attributes": attributes | {"panda_canvas": 2}}))
-    with pytest.raises(CheckpointError, match="panda_canvas is 2, this version reads 3; run the slide again"):
+    with pytest.raises(
+        CheckpointError, match="panda_canvas is 2, this version reads 3; map the slide again with infer.py"
+    ):
         Canvas.open(path)
 
 
@@ -522,7 +524,7 @@ def test_canvas_broken_raises_with_path_and_remedy(tmp_path: Path, how: str) -> 
     path = tmp_path / "c.zarr"
     write(path, np.full((40, 40), 0.3, np.float32), 40, [(0, 0)])
     damage(path, how)
-    with pytest.raises(CheckpointError, match=rf"c\.zarr.*{FAULTS[how]}.*run the slide again"):
+    with pytest.raises(CheckpointError, match=rf"c\.zarr.*{FAULTS[how]}.*map the slide again with infer.py"):
         Canvas.open(path)
 
 
@@ -538,5 +540,5 @@ def test_canvas_missing_or_damaged_bytes_raises(tmp_path: Path) -> None:
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 0xFF
     chunk.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"cannot be read at working px \(0, 0\)"):
+    with pytest.raises(CheckpointError, match=r"/c/0/c/0/0: .* at working px \(0, 0\).*; remove this file, and"):
         canvas.read(0, 0, 10, 10)

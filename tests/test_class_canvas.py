@@ -188,7 +188,7 @@ def test_canvas_of_classes_with_other_class_count_raises(tmp_path: Path) -> None
     content = json.loads(path.read_text())
     del content["attributes"]["classes"]
     path.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="run the slide again"):
+    with pytest.raises(CheckpointError, match="map the slide again with infer.py"):
         Canvas.open(canvas.path)
 
 
@@ -220,5 +220,5 @@ def test_canvas_with_edited_classes_raises(tmp_path: Path, classes: Any, fault: 
     content = json.loads(path.read_text())
     content["attributes"]["classes"] = classes
     path.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=rf"zarr\.json.*{fault}.*run the slide again"):
+    with pytest.raises(CheckpointError, match=rf"zarr\.json.*{fault}.*map the slide again with infer.py"):
         Canvas.open(canvas.path)

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -403,9 +404,15 @@ def test_features_of_each_format_are_the_same(home: Path, extract: Extract, form
     assert (found.origin.weights, found.origin.tile_um) == (own.origin.weights, own.origin.tile_um)
 
 
-@pytest.mark.parametrize(("format", "lost"), [("clam", "pt_files/b.pt"), ("slideflow", "b.index.npz")])
-def test_features_lost_second_file_is_made_again(home: Path, extract: Extract, format: str, lost: str) -> None:
-    extract("slides=slides/b.tiff", f"format={format}")
-    (home / "out" / lost).unlink()
-    extract("slides=slides/b.tiff", f"format={format}")
-    assert (home / "out" / lost).is_file()
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: os.truncate(path, 10)])
+@pytest.mark.parametrize(
+    ("format", "lost"), [("clam", "pt_files/b.pt"), ("slideflow", "b.index.npz"), ("panda", "slides/b.jpg")]
+)
+def test_features_damaged_second_file_is_made_again(
+    home: Path, extract: Extract, format: str, lost: str, change: Callable[[Path], None]
+) -> None:
+    extract("slides=slides/b.tiff", f"format={format}", "pictures=true")
+    size = (home / "out" / lost).stat().st_size
+    change(home / "out" / lost)
+    extract("slides=slides/b.tiff", f"format={format}", "pictures=true")
+    assert (home / "out" / lost).stat().st_size == size

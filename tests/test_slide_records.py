@@ -20,7 +20,7 @@ RESULT = "result.json"
 
 
 def write_slide(out: Path, slide_id: str, text: str = "1") -> None:
-    for name in ("map.png", "page.html", "canvas/zarr.json", RESULT):
+    for name in ("map.png", "page.html", "canvas/zarr.json", "canvas/0/c/1", RESULT):
         write_whole(out / slide_id / name, text)
 
 
@@ -57,6 +57,9 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "canvas replaced": lambda folder: touch(folder / "canvas" / "zarr.json"),
     "canvas removed": lambda folder: shutil.rmtree(folder / "canvas"),
     "canvas emptied": lambda folder: (folder / "canvas" / "zarr.json").unlink(),
+    "chunk removed": lambda folder: (folder / "canvas" / "0" / "c" / "1").unlink(),
+    "chunk cut": lambda folder: os.truncate(folder / "canvas" / "0" / "c" / "1", 0),
+    "chunk of the same size": lambda folder: touch(folder / "canvas" / "0" / "c" / "1"),
     "one file more": lambda folder: (folder / "more.txt").touch(),
 }
 

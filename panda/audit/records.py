@@ -31,10 +31,17 @@ _LONGEST_NAME = 180  # bytes; file systems allow 255, and an unfinished file has
 
 @dataclass(frozen=True)
 class Record:
-    """The inspection of a slide, and the fingerprint of its input, which is empty to inspect the slide again."""
+    """The inspection of a slide.
+
+    Attributes:
+        fingerprint: That of its input; empty to inspect the slide again.
+        inspection: The inspection.
+        picture_bytes: Size of its picture, 0 without one; None in records of an older version.
+    """
 
     fingerprint: str
     inspection: Inspection
+    picture_bytes: int | None = None
 
 
 _ADAPTER = TypeAdapter(Record)
@@ -71,7 +78,7 @@ class RecordFolder:
         )
 
     def is_current(self, row: SlideRow) -> bool:
-        """Return whether there is a complete record of the files as they are now."""
+        """Return whether there is a record of the files as they are now, with its picture."""
         return self._read_fingerprint(row) == self.fingerprint_slide(row)
 
     def has_record(self, row: SlideRow) -> bool:
@@ -98,28 +105,38 @@ class RecordFolder:
         # Errors of the system (permissions, a network disk that is away) may be gone the next time: inspect again.
         if any("[Errno " in found.value for found in findings):
             slide_fingerprint = ""
-        self._write(Record(slide_fingerprint, replace(inspection, findings=findings)), picture)
+        self._write(slide_fingerprint, replace(inspection, findings=findings), picture)
         return len(findings)
 
     def write_crash(self, row: SlideRow) -> None:
         """Write the record of a slide whose inspection crashes its process."""
         message = "the process that inspected it crashed, with no other slide to blame"
-        self._write(Record(self.fingerprint_slide(row), _describe_failure(row, message)), None)
+        self._write(self.fingerprint_slide(row), _describe_failure(row, message), None)
 
-    def _write(self, record: Record, picture: NDArray[np.uint8] | None) -> None:
-        stem = make_file_stem(record.inspection.slide_id)
-        picture_path = self.folder / f"{stem}.jpg"
+    def _write(self, slide_fingerprint: str, inspection: Inspection, picture: NDArray[np.uint8] | None) -> None:
+        path, data = self.find_picture(inspection.slide_id), b""
         if picture is None:
-            remove(picture_path)
+            remove(path)
         else:
-            done, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, PICTURE_QUALITY])
+            done, encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, PICTURE_QUALITY])
             assert done
-            write_whole(picture_path, data.tobytes())
-        write_json(self.folder / f"{stem}.json", _ADAPTER.dump_python(record, mode="json"))
+            data = encoded.tobytes()
+            write_whole(path, data)
+        record = Record(slide_fingerprint, inspection, len(data))
+        write_json(path.with_suffix(".json"), _ADAPTER.dump_python(record, mode="json"))
+
+    def find_picture(self, slide_id: str) -> Path:
+        """Return the path of the picture of a slide, which need not exist; its record is beside it."""
+        return self.folder / f"{make_file_stem(slide_id)}.jpg"
 
     def _read_fingerprint(self, row: SlideRow) -> str | None:
+        """Return the fingerprint in the record of a slide; None if there is no record, or its picture is not whole."""
         try:
-            return self._load(row.slide_id).fingerprint
+            record = self._load(row.slide_id)
+            is_whole = not record.picture_bytes or (
+                self.find_picture(row.slide_id).stat().st_size == record.picture_bytes
+            )
+            return record.fingerprint if is_whole else None
         except OSError:
             return None
         except PandaError as error:
@@ -127,7 +144,7 @@ class RecordFolder:
             return None
 
     def _load(self, slide_id: str) -> Record:
-        path = self.folder / f"{make_file_stem(slide_id)}.json"
+        path = self.find_picture(slide_id).with_suffix(".json")
         return read_model(path, _ADAPTER, "it was edited or written by another version: run the audit again")
 
 

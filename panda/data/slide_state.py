@@ -7,15 +7,17 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from panda.files import walk
+
 FOLDER_FILE = "zarr.json"
-"""File of a canvas by which it counts."""
+"""File by which a folder is a canvas."""
 
 
 def read_state(folder: Path, result: str, pages: Collection[str] = ()) -> str:
     """Return a hash of names, sizes in bytes and times of change of the files in a folder; empty without a result.
 
-    Hidden files do not count. A folder counts by its file `FOLDER_FILE`, or by name only without one. Pages count by
-    name only, because they are written again without a change.
+    Hidden files do not count. A canvas counts by all its files, another folder by name only. Pages count by name only,
+    because they are written again without a change.
 
     Args:
         folder: Folder of a slide.
@@ -28,17 +30,24 @@ def read_state(folder: Path, result: str, pages: Collection[str] = ()) -> str:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                path = f"{entry.path}/{FOLDER_FILE}" if entry.is_dir() else entry.path
-                if entry.name in pages or (entry.is_dir() and not os.path.exists(path)):
+                is_folder = entry.is_dir()
+                if is_folder and os.path.exists(f"{entry.path}/{FOLDER_FILE}"):
+                    files = (one for one in walk(entry.path) if not one.is_dir())
+                    found += [_describe(one, one.path.removeprefix(f"{folder}/")) for one in files]
+                elif is_folder or entry.name in pages:
                     found.append(entry.name)
-                    continue
-                status = os.stat(path)
-                found.append(f"{entry.name}/{status.st_size}/{status.st_mtime_ns}")
+                else:
+                    found.append(_describe(entry, entry.name))
     except OSError:
         return ""  # a file that vanishes belongs to a slide that is being written
     if not any(text.startswith(f"{result}/") for text in found):
         return ""
     return hashlib.sha256("\n".join(sorted(found)).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _describe(file: os.DirEntry[str], name: str) -> str:
+    status = file.stat()
+    return f"{name}/{status.st_size}/{status.st_mtime_ns}"
 
 
 def make_text(slide_id: str) -> str:

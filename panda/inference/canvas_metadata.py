@@ -35,7 +35,7 @@ ARRAY = "0"
 """Folder of the array in the folder of a canvas."""
 
 _GROUP = {"zarr_format": 3, "node_type": "group"}
-AGAIN = "run the slide again, which replaces it"
+AGAIN = "map the slide again with infer.py, which replaces it"
 
 
 class StoredSize(Plain, frozen=True):

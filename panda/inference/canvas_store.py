@@ -35,6 +35,11 @@ _BLOCK = 2 * CHUNK
 """Side of a block that is kept decoded, in working px."""
 
 
+def find_chunk(path: Path, chunk: tuple[int, ...]) -> Path:
+    """Return the path of a chunk of the canvas in a zarr folder, which need not exist."""
+    return path.joinpath(ARRAY, "c", *map(str, chunk))
+
+
 def write_chunk(path: Path, chunk: tuple[int, ...], shape: tuple[int, int], codes: NDArray[np.uint16]) -> None:
     """Write a chunk as zarr does, without its event loop, which takes several times longer.
 
@@ -50,7 +55,7 @@ def write_chunk(path: Path, chunk: tuple[int, ...], shape: tuple[int, int], code
         whole[: codes.shape[0], : codes.shape[1]] = codes
     plain: Any = whole.astype("<u2", copy=False)
     data = imagecodecs.blosc_encode(plain, level=LEVEL, compressor="lz4", shuffle="shuffle", typesize=2, numthreads=1)
-    file = path.joinpath(ARRAY, "c", *map(str, chunk))
+    file = find_chunk(path, chunk)
     try:
         stream = file.open("wb")
     except FileNotFoundError:  # the first chunk of its row
@@ -68,7 +73,7 @@ def read_chunk(path: Path, chunk: tuple[int, ...], shape: tuple[int, int]) -> ND
         ValueError: If the file is damaged.
         OSError: If it cannot be read.
     """
-    stored = path.joinpath(ARRAY, "c", *map(str, chunk)).read_bytes()
+    stored = find_chunk(path, chunk).read_bytes()
     data, checksum = stored[:-4], int.from_bytes(stored[-4:], "little")
     if google_crc32c.value(data) != checksum:
         raise ValueError("its checksum is wrong")
@@ -117,7 +122,7 @@ class Canvas:
         """
         path = Path(path)
         if not path.exists():
-            raise CheckpointError(f"{path}: there is no such canvas; run the slide first")
+            raise CheckpointError(f"{path}: there is no such canvas; map the slide first")
         metadata, file = read_metadata(path), path / METADATA
         if (stated := metadata.stored) is None:
             raise CheckpointError(f"{file}: attributes.stored is missing; {AGAIN}")
@@ -195,7 +200,8 @@ class Canvas:
                     except Exception as exc:  # codecs raise errors of their own
                         x, y = xs.start + into_x.start, ys.start + into_y.start
                         raise CheckpointError(
-                            f"{self.path}: cannot be read at working px ({x}, {y}) ({exc}); {AGAIN}"
+                            f"{find_chunk(self.path, place)}: the map cannot be read at working px ({x}, {y}) ({exc}); "
+                            f"remove this file, and {AGAIN}"
                         ) from exc
                     out[plane, into_y, into_x] = codes[from_y, from_x]
         return out

@@ -16,7 +16,7 @@ from panda.data.feature_files import write_feature_file
 from panda.data.slide_entry import FileIdentity
 from panda.errors import LockedError, SlideError
 from panda.files import fingerprint, hold_lock
-from panda.inference.feature_output import RECORDS, FeatureOutput, FeatureRecord
+from panda.inference.feature_output import FeatureOutput, FeatureRecord
 from panda.inference.feature_store import describe_features
 from panda.inference.features import BagInProgress, TileBag, TileEncoder, encode_bags
 from panda.inference.tile_pictures import write_tile_picture
@@ -207,7 +207,8 @@ class FeatureExtractor:
             )
             write_feature_file(path, content, settings.format)
             if self.pictures:
-                write_tile_picture(slide, bag, self.folder.path / RECORDS / f"{slide.slide_id}.jpg")
+                write_tile_picture(slide, bag, self.folder.find_picture(slide.slide_id))
+            beside = [one for one in self.folder.list_beside(slide.slide_id) if one.exists()]
             mpp = bag.resolution.mean_mpp
             record = FeatureRecord(
                 slide_id=slide.slide_id,
@@ -215,6 +216,7 @@ class FeatureExtractor:
                 slide=prepared.identity,
                 file=path.relative_to(self.folder.path).as_posix(),
                 bytes=path.stat().st_size,
+                beside={one.relative_to(self.folder.path).as_posix(): one.stat().st_size for one in beside},
                 tiles=len(bag.coords),
                 dim=content.origin.dim,
                 mpp=mpp,

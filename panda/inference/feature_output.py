@@ -152,6 +152,7 @@ class FeatureRecord(Plain, frozen=True):
         slide: The file of the slide.
         file: The file of features, relative to the folder.
         bytes: Its size.
+        beside: Sizes in bytes of the other files of the slide, by their paths relative to the folder.
         tiles: Number of tiles.
         dim: Number of features of a tile.
         mpp: µm/px of the tiles, None if unknown.
@@ -168,6 +169,7 @@ class FeatureRecord(Plain, frozen=True):
     slide: FileIdentity
     file: PathText
     bytes: NonNegativeInt
+    beside: dict[str, NonNegativeInt] = Field(default_factory=dict)
     tiles: PositiveInt
     dim: PositiveInt
     mpp: PositiveFloat | None
@@ -254,11 +256,11 @@ class FeatureOutput:
         return record
 
     def find_state(self, slide_id: str) -> str:
-        """Return a text that changes with the features of a slide and their record; empty if one of them is missing."""
-        file = self.find_file(slide_id)
-        paths = [self._find_record_file(slide_id), file, name_other_file(file, self.settings.format)]
+        """Return a text that changes with the files of a slide; empty if features or record are missing."""
         try:
-            states = [path.stat() for path in paths if path is not None]
+            paths = [self._find_record_file(slide_id), self.find_file(slide_id)]
+            paths += [path for path in self.list_beside(slide_id) if path.exists()]
+            states = [path.stat() for path in paths]
         except OSError:
             return ""
         return " ".join(f"{state.st_size}/{state.st_mtime_ns}" for state in states)
@@ -269,9 +271,7 @@ class FeatureOutput:
 
     def remove_leftovers(self, slide_id: str) -> None:
         """Remove what a killed process left of a slide, whose lock is held; the lock removes that of `find_file`."""
-        record = self._find_record_file(slide_id)
-        other = name_other_file(self.find_file(slide_id), self.settings.format)
-        for path in filter(None, (record, record.with_suffix(".jpg"), other)):
+        for path in (self._find_record_file(slide_id), *self.list_beside(slide_id)):
             remove_leftovers(path.parent, path.name)
 
     def list_slides(self) -> Iterator[str]:
@@ -288,11 +288,21 @@ class FeatureOutput:
         """
         path = self._find_record_file(slide_id)
         record = read_model(path, TypeAdapter(FeatureRecord), _RECORD_REMEDY)
-        file = self.path / record.file
-        other = name_other_file(file, self.settings.format)
-        if record.slide_id != slide_id or file.stat().st_size != record.bytes or not (other is None or other.is_file()):
-            raise PandaError(f"{path}: the features of its slide were changed; its tiles are encoded again")
+        sizes = {record.file: record.bytes, **record.beside}
+        changed = [name for name, size in sizes.items() if (self.path / name).stat().st_size != size]
+        if record.slide_id != slide_id or changed:
+            named = f" ({changed[0]})" if changed else ""
+            raise PandaError(f"{path}: the features of its slide were changed{named}; its tiles are encoded again")
         return record
+
+    def find_picture(self, slide_id: str) -> Path:
+        """Return the path of the picture of the tiles of a slide, which need not exist."""
+        return self._find_record_file(slide_id).with_suffix(".jpg")
+
+    def list_beside(self, slide_id: str) -> list[Path]:
+        """Return the paths of the files of a slide beside features and record; they need not exist."""
+        other = name_other_file(self.find_file(slide_id), self.settings.format)
+        return [self.find_picture(slide_id), *([other] if other else [])]
 
     def _find_record_file(self, slide_id: str) -> Path:
         return self.path / RECORDS / f"{slide_id}.json"

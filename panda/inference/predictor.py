@@ -20,7 +20,6 @@ from panda.errors import CheckpointError, SlideError
 from panda.files import fingerprint, hold_lock, identity
 from panda.inference.batch_size import tune_batch_size
 from panda.inference.canvas import Canvas, CanvasWriter
-from panda.inference.canvas_metadata import AGAIN
 from panda.inference.compute import ComputeMode, EngineSettings, InferenceModel
 from panda.inference.tile_batches import TileReader, read_batches
 from panda.inference.work_queue import make_blending_queue
@@ -243,7 +242,7 @@ class SegmentationPredictor:
 
 def _reuse_canvas(path: Path, resolution: Resolution, expected: str) -> Canvas | None:
     """Return the canvas at `path` if it is whole and has the expected fingerprint; warn of a damaged one."""
-    if not path.exists():
+    if not path.is_dir():
         return None
     try:
         canvas = Canvas.open(path)
@@ -251,7 +250,7 @@ def _reuse_canvas(path: Path, resolution: Resolution, expected: str) -> Canvas |
             return None
         canvas.check()
     except CheckpointError as error:
-        log.warning("%s; it is made again", str(error).removesuffix(f"; {AGAIN}"))
+        log.warning("%s; it is made again", str(error).rpartition("; ")[0])
         return None
     return canvas
 
