@@ -48,11 +48,11 @@ class InferenceTables(SlideTables[SlideResult]):
         return cls(folder, run.made_with)
 
     def write_summary(self, run: RunRecord, notes: Sequence[str]) -> None:
-        """Write `inference.json`, and the evaluation of slides with labels, see `SlideTables.write_summary`."""
+        """Write `inference.json`, and the evaluation against labels, see `SlideTables.write_summary`."""
         summary = parse_summary(self.folder, run, InferenceSummary)
         remove_leftovers(self.folder, INFERENCE_FILE)
         summary.model_copy(update={"notes": [*summary.notes, *notes]}).write(self.folder)
-        evaluation = write_evaluation(self.folder, summary)
+        evaluation = write_evaluation(self.folder, summary, self.made_with)
         if evaluation is not None:
             log.info("%s", format_headline(evaluation))
             for alarm in list_alarms(evaluation.test):

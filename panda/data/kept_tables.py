@@ -35,7 +35,7 @@ def keep_table(table: Path, made_with: str, beside: Iterable[str] = ()) -> None:
         made_with: Fingerprint of the settings.
         beside: Names of files beside the table that are moved with it.
     """
-    note, kept = table.parent / RECORDS_FOLDER / "table", table.parent / KEPT_TABLES
+    note = table.parent / RECORDS_FOLDER / "table"
     before = note.read_text(encoding="utf-8", errors="replace") if note.is_file() else None
     if before == made_with:
         return
@@ -43,13 +43,19 @@ def keep_table(table: Path, made_with: str, beside: Iterable[str] = ()) -> None:
         write_whole(note, made_with)
         return
     other = before if _HEX.fullmatch(before) else "unknown"
-    for path in (table, table.with_suffix(PARQUET), *map(table.with_name, beside)):
-        if path.is_file():
-            kept.mkdir(exist_ok=True)
-            place = _find_place(path, kept / f"{path.stem}_{other[:_DIGITS]}")
-            path.replace(place)
-            log.info("%s of other settings is kept as %s", path.name, place)
+    keep_files((table, table.with_suffix(PARQUET), *map(table.with_name, beside)), other)
     write_whole(note, made_with)
+
+
+def keep_files(paths: Iterable[Path], made_with: str) -> None:
+    """Move the files of an output that exist into its `KEPT_TABLES`, under the fingerprint of their settings."""
+    for path in paths:
+        if path.is_file():
+            kept = path.parent / KEPT_TABLES
+            kept.mkdir(exist_ok=True)
+            place = _find_place(path, kept / f"{path.stem}_{made_with[:_DIGITS]}")
+            path.replace(place)
+            log.info("%s of before is kept as %s", path.name, place)
 
 
 def _find_place(path: Path, base: Path) -> Path:

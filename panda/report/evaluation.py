@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from panda.data.kept_tables import keep_files
 from panda.data.manifest import read_groups
 from panda.errors import PandaError
-from panda.files import remove, write_json
+from panda.files import write_json
 from panda.inference.class_figures import RuleGradedSlide
 from panda.inference.dataset_metrics import summarize
 from panda.inference.grading_metrics import AttentionSplitFigures, GradedSlide, summarize_test_grades
@@ -27,9 +29,10 @@ from panda.report.run_summary import (
     EvaluationSummary,
     SegmentationSummary,
     TrainingComparison,
+    read_json_summary,
     read_summary,
 )
-from panda.tables import OutputTable, write_table
+from panda.tables import OutputTable, read_output_table, write_table
 from panda.tasks.bootstrap import RESAMPLES
 from panda.tasks.figures import Figures, make_timestamp
 from panda.tasks.threshold import ThresholdChoice
@@ -37,29 +40,41 @@ from panda.wsi.classes import BINARY, ClassSet
 
 COMPARED = ("dice", "dice_mean_slide", "slide_sensitivity", "slide_specificity", "slide_auroc")
 """Figures that are compared with those of the training's test slides."""
-FILES = ("summary.json", "test_slides.csv")
+_TABLE = "test_slides.csv"
+FILES = ("summary.json", _TABLE)
 _SEED = 0
 Scored = Sequence[tuple[SlideScore, SlideResult]]
 
 
-def write_evaluation(folder: Path, inference: InferenceSummary) -> EvaluationSummary | None:
-    """Write `summary.json` and `test_slides.csv` of the slides of a folder that have labels; None without any.
+def write_evaluation(folder: Path, inference: InferenceSummary, made_with: str) -> EvaluationSummary | None:
+    """Write `summary.json` and `test_slides.csv` of the slides of a folder that have labels.
 
-    The folder has `quantification.csv` and a folder for each slide. The files of an earlier evaluation are removed if
-    no slide has labels.
+    An earlier evaluation against other labels is kept in `KEPT_TABLES`. A run without labels evaluates nothing, and an
+    earlier evaluation stays where it is if the scores of its slides are unchanged.
+
+    Args:
+        folder: The output, with `quantification.csv` and a folder for each slide.
+        inference: The settings of the run.
+        made_with: Fingerprint of the settings.
+
+    Returns:
+        The evaluation; None if the run has no labels, or no slide has a score.
 
     Raises:
         ManifestError: If the table of groups cannot be read.
     """
     notes: list[str] = []
     scored = list(_read_slides(folder, notes))
-    if not scored:
-        for name in FILES:
-            remove(folder / name)
+    choice = _choose_threshold(inference)
+    if inference.labels is None and _is_unchanged(folder, scored, choice):
+        return None
+    before, _ = read_json_summary(folder)
+    if not scored or not isinstance(before, EvaluationSummary) or before.labels != inference.labels:
+        keep_files(map(folder.joinpath, FILES), made_with)
+    if not scored or inference.labels is None:
         return None
     if inference.groups is not None:
         scored = _apply_groups(scored, inference.groups, notes)
-    choice = _choose_threshold(inference)
     classes = _read_classes(scored[0][1])
     summary = EvaluationSummary(
         **_describe(folder, notes),
@@ -74,9 +89,24 @@ def write_evaluation(folder: Path, inference: InferenceSummary) -> EvaluationSum
         agreement=_summarize_areas(scored),
         against_training=_compare_with_training(Path(inference.checkpoint), test, notes),
     )
-    write_table(folder / "test_slides.csv", [make_scored_row(*pair, choice.value, classes) for pair in scored])
+    write_table(folder / _TABLE, _make_rows(scored, choice))
     write_json(folder / "summary.json", summary.to_dict())
     return summary
+
+
+def _make_rows(scored: Scored, choice: ThresholdChoice) -> list[dict[str, Any]]:
+    return [make_scored_row(*pair, choice.value, _read_classes(pair[1])) for pair in scored]
+
+
+def _is_unchanged(folder: Path, scored: Scored, choice: ThresholdChoice) -> bool:
+    """Return whether slides have the scores of the evaluation in a folder; their groups may be others."""
+
+    def read(parent: Path) -> list[dict[str, str]]:
+        return [{**row, "group": ""} for row in read_output_table(parent / _TABLE)]
+
+    with tempfile.TemporaryDirectory() as made:
+        write_table(Path(made) / _TABLE, _make_rows(scored, choice))
+        return bool(scored) and read(folder) == read(Path(made))
 
 
 def _describe(folder: Path, notes: list[str]) -> dict[str, Any]:
