@@ -7,6 +7,7 @@ import difflib
 import errno
 import re
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 
 INSTALL_CLUSTER = "pip install 'panda-wsi[cluster]'"
 """Remedy if a package for sweeps, workers, searches or long tables is absent."""
@@ -60,6 +61,32 @@ class LockedError(PandaError):
 
 class CheckpointError(PandaError):
     """A file is no checkpoint or canvas, or one for another task or of another version."""
+
+
+_OF_PATHS = (
+    dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; finished work is kept")
+    | dict.fromkeys(
+        (errno.EROFS, errno.EACCES, errno.EPERM), "give a folder that can be written, or change its permissions"
+    )
+    | {
+        errno.EFBIG: "raise the limit on file size (ulimit -f), or use another file system",
+        errno.EISDIR: "a folder is in the place of a file: move it",
+        errno.ENOTDIR: "a file is in the place of a folder: move it",
+        errno.EEXIST: "a file is in the place of a folder: move it",
+    }
+)
+"""Remedies by the number of an error of the file system."""
+
+
+def describe_path_error(error: OSError, folder: Path | str = "") -> str:
+    """Return path, reason and remedy of an error of the file system; its own text if no remedy is known.
+
+    Args:
+        error: The error.
+        folder: What is named if the error has no path.
+    """
+    remedy = _OF_PATHS.get(error.errno or 0)
+    return f"{error.filename2 or error.filename or folder}: {error.strerror}; {remedy}" if remedy else str(error)
 
 
 def suggest(name: str, known: Collection[str]) -> str:

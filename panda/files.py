@@ -103,6 +103,20 @@ def sync_entry(path: Path) -> None:
         os.close(handle)
 
 
+def check_kind(target: Path, *, is_folder: bool) -> None:
+    """Refuse a name for a file that a folder has, or a name for a folder that a file or a link has.
+
+    Raises:
+        IsADirectoryError: If a file would replace a folder.
+        NotADirectoryError: If a folder would replace a file or a link.
+    """
+    has_folder = target.is_dir() and not target.is_symlink()
+    if has_folder and not is_folder:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if is_folder and not has_folder and os.path.lexists(target):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
+
+
 def replace(source: Path, target: Path) -> None:
     """Give a finished file or folder its final name, and remove the one that had this name before.
 
@@ -115,10 +129,11 @@ def replace(source: Path, target: Path) -> None:
 
     Raises:
         IsADirectoryError: If a file would replace a folder.
+        NotADirectoryError: If a folder would replace a file or a link.
     """
-    if target.is_dir() and not target.is_symlink():
-        if source.is_file():
-            raise IsADirectoryError(errno.EISDIR, "a folder has the name of a file to be written; move it", str(target))
+    is_folder = source.is_dir()
+    check_kind(target, is_folder=is_folder)
+    if is_folder and target.exists():
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
         os.rename(target, aside)
         try:

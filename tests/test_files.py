@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from panda.errors import LockedError, PandaError
+from panda.errors import LockedError, PandaError, describe_path_error
 from panda.files import (
     advise_removal,
     fingerprint,
@@ -313,10 +313,28 @@ def test_hold_lock_removes_unfinished_files_of_its_name(tmp_path: Path) -> None:
 def test_write_whole_folder_of_same_name_raises(tmp_path: Path) -> None:
     (tmp_path / "out.csv").mkdir()
     (tmp_path / "out.csv" / "thesis.txt").write_text("precious")
-    with pytest.raises(IsADirectoryError, match="a folder has the name"):
+    with pytest.raises(IsADirectoryError, match="out.csv"):
         write_whole(tmp_path / "out.csv", "x")
     assert (tmp_path / "out.csv" / "thesis.txt").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dead link"])
+def test_replace_file_by_a_folder_raises(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "canvas.zarr"
+    if kind == "file":
+        target.write_text("precious")
+    else:
+        target.symlink_to(tmp_path if kind == "link" else "nowhere")
+    with pytest.raises(NotADirectoryError, match="canvas.zarr") as raised, write_beside(target) as partial:
+        partial.mkdir()
+    assert describe_path_error(raised.value).endswith(
+        "canvas.zarr: Not a directory; a file is in the place of a folder: move it"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["canvas.zarr"]
+    with pytest.raises(FileExistsError) as taken:
+        target.mkdir()
+    assert "a file is in the place of a folder" in describe_path_error(taken.value)
 
 
 @pytest.mark.parametrize("place", ["tmp", "home", "cwd", "parent", "link", "slides", "unproven"])

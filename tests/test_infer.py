@@ -614,6 +614,21 @@ def test_infer_invalid_slide_id_is_a_failure(tmp_path: Path, slides: Path, run: 
     assert not list(out.glob("*.png"))
 
 
+def test_infer_outputs_of_another_kind_are_named(tmp_path: Path, run: Infer) -> None:
+    out = tmp_path / "out"
+    (out / "a").mkdir(parents=True)
+    (out / "a" / "canvas.zarr").write_text("mine")
+    (out / "b" / "heatmap.png").mkdir(parents=True)
+    with pytest.raises(SomeSlidesFailed, match="2 of 2 slides failed"):
+        run("[ab].tiff")
+    messages = read_column(out / "failures.csv", "message")
+    assert messages == [
+        f"{out / 'a' / 'canvas.zarr'}: Not a directory; a file is in the place of a folder: move it",
+        f"{out / 'b' / 'heatmap.png'}: Is a directory; a folder is in the place of a file: move it",
+    ]
+    assert (out / "a" / "canvas.zarr").read_text() == "mine"
+
+
 def test_infer_damaged_canvas_warns_and_is_made_again(
     tmp_path: Path, run: Infer, list_warnings: Callable[[], list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -624,7 +639,6 @@ def test_infer_damaged_canvas_warns_and_is_made_again(
     data = bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 1
     chunk.write_bytes(data)
-    (out / "a" / "heatmap.png").unlink()  # a slide that is finished is not opened
     run("a.tiff")
     (warning,) = [message for message in list_warnings() if "made again" in message]
     assert "canvas.zarr" in warning
@@ -632,6 +646,9 @@ def test_infer_damaged_canvas_warns_and_is_made_again(
     caplog.clear()
     run("a.tiff")
     assert not [message for message in list_warnings() if "made again" in message]
+    chunk.unlink()
+    run("a.tiff")
+    assert chunk.is_file()
 
 
 def test_predict_concurrent_runs_make_canvas_once(tmp_path: Path, slides: Path) -> None:
@@ -802,7 +819,7 @@ def test_infer_labels_are_evaluated_as_a_test_of_training(
         run("*.tiff", labels[1])
 
 
-def test_infer_labels_over_shards_are_evaluated_alike(tmp_path: Path, run: Infer) -> None:
+def test_infer_labels_over_shards_are_evaluated_alike(tmp_path: Path, slides: Path, run: Infer) -> None:
     labels, parts = label_slides(tmp_path), tmp_path / "parts"
     run("*.tiff", *labels)
     whole = tmp_path / "out"
@@ -821,9 +838,15 @@ def test_infer_labels_over_shards_are_evaluated_alike(tmp_path: Path, run: Infer
     assert damaged.test.slides == 2
     assert any("score.npz: it cannot be read" in note for note in damaged.notes)
 
-    run("*.tiff", "threshold=0.42")
-    assert not (whole / "summary.json").exists(), "no slide has labels now"
+    before = (whole / "summary.json").read_bytes()
+    draw(slides / "d.tiff")
+    run("d.tiff", "threshold=0.42")
+    assert (whole / "summary.json").read_bytes() == before, "it is still true of its slides"
+    run("[ab].tiff", "threshold=0.42")
+    assert not (whole / "summary.json").exists(), "two slides have no score now"
     assert not (whole / "a" / "score.npz").exists()
+    (kept,) = (whole / KEPT_TABLES).glob("summary_*.json")
+    assert kept.read_bytes() == before
 
 
 def test_infer_labels_of_provider_in_checkpoint_only_are_scored(tmp_path: Path, run: Infer) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import errno
 import functools
 import gc
 import logging
@@ -28,7 +27,7 @@ from panda.app.own_sweeps import close_sweeps, forget_sweeps, list_sweeps, resto
 from panda.app.ranks import RankError, find_launch
 from panda.app.signals import is_interruption, name_signal, pass_on_signal, stop_on_signals
 from panda.app.sweep_check import describe_job, forget_jobs, install_sweep_check, is_said
-from panda.errors import ConfigError, PandaError, find_exhaustion
+from panda.errors import ConfigError, PandaError, describe_path_error, find_exhaustion
 from panda.files import open_log
 from panda.report.job_end import JobEnd, forget_end
 
@@ -215,20 +214,12 @@ def _end_failed(raised: BaseException, folder: Path, debug: bool) -> Any:
 
 def refuse(error: PandaError | OSError, folder: Path, debug: bool = False) -> None:
     """Log the error that ended a job in `folder`, with a traceback in debug, and record it for the exit status."""
-    message = str(error)
-    if isinstance(error, OSError) and (remedy := _REMEDIES.get(error.errno or 0)):
-        message = f"{error.filename2 or error.filename or folder}: {error.strerror}; {remedy}"
+    message = describe_path_error(error, folder) if isinstance(error, OSError) else str(error)
     _refusals.append(message)
     if is_said(message):
         log.error("refused, see above")
     elif not isinstance(error, RankError):  # its reason is logged already
         log.error("%s: %s", type(error).__name__, message, exc_info=error if debug else None)
-
-
-_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; finished work is kept") | dict.fromkeys(
-    (errno.EROFS, errno.EACCES, errno.EPERM), "give a folder that can be written, or change its permissions"
-)
-_REMEDIES[errno.EFBIG] = "raise the limit on file size (ulimit -f), or use another file system"
 
 
 def _leave_trace(folder: Path, error: BaseException) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from panda.errors import PandaError, raise_exhaustion
+from panda.errors import PandaError, describe_path_error, raise_exhaustion
 from panda.tables import write_table
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ def record_failure(slide_id: str, stage: str, error: Exception) -> Failure:
     raise_exhaustion(error)
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         raise error
-    failure = Failure(slide_id, stage, type(error).__name__, str(error))
+    message = describe_path_error(error) if isinstance(error, OSError) else str(error)
+    failure = Failure(slide_id, stage, type(error).__name__, message)
     if isinstance(error, PandaError):
         log.warning("%s of %s: %s", stage, slide_id, failure.message)
         log.debug("", exc_info=error)

@@ -16,7 +16,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from panda.errors import PandaError
-from panda.files import partial_path, remove, remove_leftovers, replace, sync
+from panda.files import check_kind, partial_path, remove, remove_leftovers, replace, sync
 from panda.inference.blocks import HostCopy, Key, OpenBlocks
 from panda.inference.buffers import Buffers
 from panda.inference.canvas_metadata import ARRAY, CHUNK, METADATA, CanvasMetadata, StoredSize
@@ -100,6 +100,7 @@ class CanvasWriter:
             self._left = self._count_tiles(np.asarray(expected, np.int64).reshape(-1, 2))
             self._missing = len(np.asarray(expected))
         self._open = True
+        check_kind(self.path, is_folder=True)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path.parent, self.path.name)
         self._partial = partial_path(self.path)
