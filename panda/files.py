@@ -131,9 +131,9 @@ def replace(source: Path, target: Path) -> None:
         IsADirectoryError: If a file would replace a folder.
         NotADirectoryError: If a folder would replace a file or a link.
     """
-    is_folder = source.is_dir()
-    check_kind(target, is_folder=is_folder)
-    if is_folder and target.exists():
+    if source.exists():
+        check_kind(target, is_folder=source.is_dir())
+    if target.is_dir() and not target.is_symlink():
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
         os.rename(target, aside)
         try:

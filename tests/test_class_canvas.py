@@ -188,7 +188,7 @@ def test_canvas_of_classes_with_other_class_count_raises(tmp_path: Path) -> None
     content = json.loads(path.read_text())
     del content["attributes"]["classes"]
     path.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="map the slide again with infer.py"):
+    with pytest.raises(CheckpointError, match="map the slide again"):
         Canvas.open(canvas.path)
 
 

@@ -313,7 +313,7 @@ def test_hold_lock_removes_unfinished_files_of_its_name(tmp_path: Path) -> None:
 def test_write_whole_folder_of_same_name_raises(tmp_path: Path) -> None:
     (tmp_path / "out.csv").mkdir()
     (tmp_path / "out.csv" / "thesis.txt").write_text("precious")
-    with pytest.raises(IsADirectoryError, match="out.csv"):
+    with pytest.raises(IsADirectoryError, match=r"out\.csv"):
         write_whole(tmp_path / "out.csv", "x")
     assert (tmp_path / "out.csv" / "thesis.txt").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
@@ -326,7 +326,7 @@ def test_replace_file_by_a_folder_raises(tmp_path: Path, kind: str) -> None:
         target.write_text("precious")
     else:
         target.symlink_to(tmp_path if kind == "link" else "nowhere")
-    with pytest.raises(NotADirectoryError, match="canvas.zarr") as raised, write_beside(target) as partial:
+    with pytest.raises(NotADirectoryError, match=r"canvas\.zarr") as raised, write_beside(target) as partial:
         partial.mkdir()
     assert describe_path_error(raised.value).endswith(
         "canvas.zarr: Not a directory; a file is in the place of a folder: move it"
