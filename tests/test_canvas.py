@@ -538,5 +538,5 @@ def test_canvas_missing_or_damaged_bytes_raises(tmp_path: Path) -> None:
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 0xFF
     chunk.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"/c/0/c/0/0: .* at working px \(0, 0\).*; remove this file, and"):
+    with pytest.raises(CheckpointError, match=r"/c/0/c/0/0: .* at working px \(0, 0\).*; move it away, and map"):
         canvas.read(0, 0, 10, 10)

@@ -201,7 +201,7 @@ class Canvas:
                         x, y = xs.start + into_x.start, ys.start + into_y.start
                         raise CheckpointError(
                             f"{find_chunk(self.path, place)}: the map cannot be read at working px ({x}, {y}) ({exc}); "
-                            f"remove this file, and {AGAIN}"
+                            f"move it away, and {AGAIN}"
                         ) from exc
                     out[plane, into_y, into_x] = codes[from_y, from_x]
         return out
