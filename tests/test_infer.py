@@ -29,6 +29,7 @@ from panda.files import hold_lock, write_json
 from panda.inference import slide_files, slide_result
 from panda.inference.canvas import Canvas, CanvasWriter
 from panda.inference.compute import EngineSettings
+from panda.inference.error_regions import SlideErrors
 from panda.inference.ome_tiff import write_ome_tiff
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.quantify import QuantifySettings
@@ -36,6 +37,7 @@ from panda.inference.slide_images import write_heatmap
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_result import SlideResult
 from panda.report.compare import compare
+from panda.report.error_gallery import lay_out_errors
 from panda.report.headline import format_headline
 from panda.report.run_summary import EvaluationSummary, parse_summary
 from panda.tables import read_output_table, write_table
@@ -809,7 +811,14 @@ def test_infer_labels_are_evaluated_as_a_test_of_training(
     assert summary.agreement is not None
     assert summary.agreement.slides == 3
     page = html.unescape((out / "report.html").read_text())
-    for said in ("Against the labels", "Against the test of the training", "of the labelled cancer", "limits of agree"):
+    for said in (
+        "Against the labels",
+        "Against the test of the training",
+        "of the labelled cancer",
+        "limits of agree",
+        "Largest errors",
+        "b/slide.html#x=",
+    ):
         assert said in page
     check_comparison(training, out, table)
     said = f"evaluation (test on 3 slides at threshold 0.420): Dice {summary.test.dice:.3f} (all tissue: "
@@ -830,7 +839,14 @@ def test_infer_labels_over_shards_are_evaluated_alike(tmp_path: Path, slides: Pa
     changing = {"name", "created", "threshold_choice"}
     contents = [read_evaluation(folder).model_dump(exclude=changing) for folder in (whole, parts)]
     assert contents[0] == contents[1]
-    assert (whole / "test_slides.csv").read_bytes() == (parts / "test_slides.csv").read_bytes()
+    for name in ("test_slides.csv", "errors.csv"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
+    galleries = [lay_out_errors(folder, folder / "quantification.csv") for folder in (whole, parts)]
+    assert galleries[0] == galleries[1]
+    rows = read_output_table(whole / "test_slides.csv")
+    for kind, key in (("missed", "fn_px"), ("false_alarm", "fp_px")):
+        found = [SlideErrors.model_validate_json((whole / name / "errors.json").read_bytes()) for name in "abc"]
+        assert [getattr(one, kind).area_px for one in found] == [int(row[key]) for row in rows]
 
     (parts / "a" / "score.npz").write_bytes(b"no zip")
     collect_maps(collected)
@@ -844,7 +860,9 @@ def test_infer_labels_over_shards_are_evaluated_alike(tmp_path: Path, slides: Pa
     assert (whole / "summary.json").read_bytes() == before, "it is still true of its slides"
     run("[ab].tiff", "threshold=0.42")
     assert not (whole / "summary.json").exists(), "two slides have no score now"
-    assert not (whole / "a" / "score.npz").exists()
+    assert not (whole / "errors.csv").exists()
+    names = {path.name for path in (whole / "a").iterdir()}
+    assert not {"score.npz", "errors.json", "missed_1.jpg", "false_alarm_1.jpg"} & names
     (kept,) = (whole / KEPT_TABLES).glob("summary_*.json")
     assert kept.read_bytes() == before
 

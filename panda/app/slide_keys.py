@@ -10,6 +10,7 @@ from typing import Any
 from panda.app.inference_config import InferenceConfig
 from panda.app.software import digest_code
 from panda.files import fingerprint, identity
+from panda.inference.error_regions import ERRORS_FILE
 from panda.inference.slide_score import SCORE_FILE
 
 
@@ -57,7 +58,7 @@ def find_keys(config: InferenceConfig, made_with: str) -> dict[str, str]:
         record = config.labelled.get(path.stem)
         label = record and {
             "mask": record.mask_path and identity(record.mask_path),
-            "score": SCORE_FILE,
+            "files": (SCORE_FILE, ERRORS_FILE),
             **{key: getattr(record, key) for key in ("slide_id", "provider", "isup_grade")},
         }
         return {"settings": settings, "label": label}

@@ -25,6 +25,7 @@ from panda.inference.scored_row import make_scored_row
 from panda.inference.slide_loop import make_tile_callback, run_over_slides
 from panda.inference.slide_mapper import SlideMapper
 from panda.inference.slide_score import SlideScore
+from panda.report.error_table import ERROR_TABLE, CollectedErrors
 from panda.report.panels import draw_panels
 from panda.report.slide_folder import write_slide_folder
 from panda.tables import write_table
@@ -106,6 +107,7 @@ def map_slides(
     _draw_panels(run, panels)
     if table:
         write_table(table_path, table)
+        CollectedErrors.read(table_path, run.folder / "slides").write(run.folder / ERROR_TABLE)
         if run.wandb is not None:
             log_slides(run.wandb, table_path.stem, table, run.folder / "slides")
     return scores

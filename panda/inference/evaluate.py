@@ -12,12 +12,11 @@ from panda.files import fingerprint, identity
 from panda.inference.canvas import Canvas
 from panda.inference.predictor import SegmentationPredictor
 from panda.inference.slide_score import STORED, SlideScore
+from panda.inference.truth import read_bands
 from panda.tasks.bins import BINS
 from panda.tasks.class_counts import count_class_pixels, shape_counts
 from panda.tasks.pixel_histogram import count_probabilities
 from panda.wsi.annotations.source import describe_classes
-from panda.wsi.classes import IGNORED, OTHER
-from panda.wsi.geometry import round_px
 from panda.wsi.label_maps import LabelMap, find_label_map
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
@@ -45,29 +44,23 @@ def score_canvas(
     by class with probability 0. Tissue with an unlabelled code counts as no cancer, or nowhere
     with `ignore_background`, as in the loss. It never counts for a single class of several.
     """
-    resolution, classes = canvas.resolution, canvas.classes
+    classes = canvas.classes
     counts, outside = np.zeros((2, BINS), np.int64), 0
     by_class = None if classes.is_binary else np.zeros(shape_counts(len(classes.names)), np.int64)
-    for y0, prob in canvas.read_bands():
-        location = (0, round_px(y0 * resolution.downsample))
-        size = (prob.shape[1], prob.shape[0])
-        in_tissue = tissue.crop(resolution, location, size)
-        target = mask.read_target(resolution, location, size, ignore_background=True, classes=classes)
-        truth = (target != OTHER) & (target != IGNORED)
+    for band in read_bands(canvas, mask, tissue, ignore_background=ignore_background):
         if by_class is not None:
-            chosen = canvas.read_class_map(0, y0, *size, threshold=0.0)
+            size = (band.prob.shape[1], band.prob.shape[0])
             by_class += count_class_pixels(
-                np.where(in_tissue, prob, 0),
-                chosen,
-                target,
-                in_tissue | truth,
+                np.where(band.in_tissue, band.prob, 0),
+                canvas.read_class_map(0, band.top, *size, threshold=0.0),
+                band.target,
+                band.in_tissue | band.truth,
                 len(classes.names),
                 has_patterns=bool(mask.label_maps[mask.provider].patterns),
             )
-        outside += int(np.count_nonzero(truth & ~in_tissue))
-        counted = in_tissue & (target != IGNORED) if ignore_background else in_tissue
-        counts += count_probabilities(*map(torch.from_numpy, (prob, truth, counted))).numpy()
-    return SlideScore(record, counts, resolution.pixel_area_um2, outside, by_class)
+        outside += int(np.count_nonzero(band.truth & ~band.in_tissue))
+        counts += count_probabilities(*map(torch.from_numpy, (band.prob, band.truth, band.is_counted))).numpy()
+    return SlideScore(record, counts, canvas.resolution.pixel_area_um2, outside, by_class)
 
 
 def fingerprint_score(predictor: SegmentationPredictor, slide: Slide, record: SlideRecord) -> str:

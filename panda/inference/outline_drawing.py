@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from panda.inference.class_colours import Colour
 from panda.inference.polygons import Outlines, trace
 from panda.wsi.geometry import round_px
 
-OUTLINE = (0, 0, 0)
+OUTLINE: Colour = (0, 0, 0)
 _HALO = (255, 255, 255)
 _SHIFT, _PARTS = 4, 16
 """Binary digits of a fraction of a px, and the number of such fractions."""
@@ -46,10 +50,24 @@ def draw_outlines(image: NDArray[np.uint8], outlines: Outlines, scale: float) ->
         for number, ring in enumerate(polygon)
         if number == 0 or cv2.contourArea(ring.astype(np.int32)) > gap**2
     ]
-    rings = [cv2.approxPolyDP(_fix(ring - 0.5), 0.75 * _PARTS, True) for ring in kept]
     thick = find_thickness(image)
-    for colour, thickness in ((_HALO, 2 * thick + 1), (OUTLINE, thick)):
-        cv2.polylines(image, rings, True, colour, thickness, cv2.LINE_AA, _SHIFT)
+    draw_rings(image, kept, OUTLINE, (thick, 2 * thick + 1))
+
+
+def draw_rings(
+    image: NDArray[np.uint8], rings: Iterable[NDArray[Any]], colour: Colour, widths: tuple[int, int]
+) -> None:
+    """Draw closed rings into an image in a colour, on wider light ones.
+
+    Args:
+        image: (h, w, 3) uint8 RGB.
+        rings: (n, 2) x, y corners of each, in px edges of the image.
+        colour: The colour.
+        widths: Widths of the line and of the light one below it, px.
+    """
+    lines = [cv2.approxPolyDP(_fix(ring - 0.5), 0.75 * _PARTS, True) for ring in rings]
+    for own, width in ((_HALO, widths[1]), (colour, widths[0])):
+        cv2.polylines(image, lines, True, own, width, cv2.LINE_AA, _SHIFT)
 
 
 def _fix(corners: NDArray[np.floating]) -> NDArray[np.int32]:

@@ -12,6 +12,8 @@ from typing import Any
 from panda.data.slide_entry import FileIdentity
 from panda.files import remove_leftovers, sync_entry, sync_folders_once
 from panda.inference.canvas_store import Canvas
+from panda.inference.error_pictures import ErrorPainter, remove_errors, write_errors
+from panda.inference.error_regions import SlideErrors, find_errors
 from panda.inference.geojson import Features, write_geojson
 from panda.inference.grade import Grade, RuleGrade
 from panda.inference.legends import ColourMap
@@ -55,6 +57,7 @@ class SlideFiles:
         grade: The grade, None without a grader, or if the slide could not be graded.
         grade_note: Why a slide has no grade although there is a grader.
         rule_grader: Grades the slide by the areas of its patterns; None with one class of cancer.
+        ignore_background: Whether tissue with an unlabelled code does not count in the score.
     """
 
     slide: Slide
@@ -74,6 +77,7 @@ class SlideFiles:
     grade_note: str | None = None
     rule_grader: RuleGrader | None = None
     features: Features = "regions"
+    ignore_background: bool = False
 
     def write(self) -> SlideResult:
         """Write the files and return the result.
@@ -100,6 +104,7 @@ class SlideFiles:
                 write_geojson(found, slide, canvas.resolution, self.folder / "regions.geojson", self.features)
                 write_ome_tiff(canvas, slide, self.folder / "probability.ome.tiff")
                 self._write_score()
+                self._write_errors(canvas)
                 heatmap.result()
             result = self._make_result(found, canvas.resolution, view)
             result.write(self.folder)
@@ -137,6 +142,27 @@ class SlideFiles:
             (self.folder / SCORE_FILE).unlink(missing_ok=True)
         else:
             write_score(self.folder / SCORE_FILE, self.score)
+
+    def _write_errors(self, canvas: Canvas) -> None:
+        """Write the wrong regions of a slide that was scored, or remove earlier ones."""
+        remove_errors(self.folder)
+        label, score = self.label, self.score
+        if label is None or score is None or score.contradicts_grade:
+            return
+        ignore = self.ignore_background
+        smallest, _ = self.quantify.convert_limits(canvas.resolution.pixel_area_um2)
+        found = find_errors(
+            canvas,
+            label,
+            self.tissue,
+            self.threshold,
+            smallest_px=smallest,
+            connectivity=self.quantify.connectivity,
+            ignore_background=ignore,
+        )
+        errors = SlideErrors.from_found(found, self.slide.slide_id, score.record, self.threshold, self.slide.mpp)
+        painter = ErrorPainter(self.slide, canvas, label, self.tissue, self.threshold, ignore_background=ignore)
+        write_errors(self.folder, found, errors, painter)
 
     def _make_result(self, found: Quantification, resolution: Resolution, view: Resolution) -> SlideResult:
         slide = self.slide

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 OUTPUTS = (
     *("report.html", "quantification.csv", "failures.csv", "inference.json", "engine.json", "infer.log"),
-    *("summary.json", "test_slides.csv"),
+    *("summary.json", "test_slides.csv", "errors.csv"),
     RECORDS_FOLDER,
     KEPT_TABLES,
 )
@@ -170,9 +170,8 @@ class SlideMapper:
         with contextlib.ExitStack() as lock:
             canvas = lock.enter_context(self.predictor.begin_canvas(slide, tissue, canvas_path, on_tiles))
             record, label = labelled or (None, None)
-            score = None
+            score, ignore = None, self.predictor.metadata.ignore_background
             if record and label:
-                ignore = self.predictor.metadata.ignore_background
                 score = score_canvas(canvas.result(), slide, label, tissue, record, ignore_background=ignore)
             grade, ungraded = None, None
             if self.grader:
@@ -202,6 +201,7 @@ class SlideMapper:
                 grade=grade,
                 rule_grader=self.rule_grader,
                 features=self.features,
+                ignore_background=ignore,
                 grade_note=ungraded.message if ungraded else None,
             )
             return MappedSlide(canvas, files, score, ungraded, lock.pop_all().close)

@@ -21,6 +21,7 @@ from panda.inference.segmentation_figures import SegmentationSplitFigures
 from panda.inference.slide_result import SlideResult
 from panda.inference.slide_score import SCORE_FILE, SlideScore, read_score
 from panda.report.agreement import measure_agreement
+from panda.report.error_table import ERROR_TABLE, CollectedErrors
 from panda.report.inference_summary import InferenceSummary
 from panda.report.run_summary import (
     SCHEMA,
@@ -41,13 +42,14 @@ from panda.wsi.classes import BINARY, ClassSet
 COMPARED = ("dice", "dice_mean_slide", "slide_sensitivity", "slide_specificity", "slide_auroc")
 """Figures that are compared with those of the training's test slides."""
 _TABLE = "test_slides.csv"
-FILES = ("summary.json", _TABLE)
+FILES = ("summary.json", _TABLE, ERROR_TABLE)
 _SEED = 0
+_RESULTS = "quantification.csv"
 Scored = Sequence[tuple[SlideScore, SlideResult]]
 
 
 def write_evaluation(folder: Path, inference: InferenceSummary, made_with: str) -> EvaluationSummary | None:
-    """Write `summary.json` and `test_slides.csv` of the slides of a folder that have labels.
+    """Write the files of `FILES` for the slides of a folder that have labels.
 
     An earlier evaluation against other labels is kept in `KEPT_TABLES`. A run without labels evaluates nothing, and an
     earlier evaluation stays where it is if the scores of its slides are unchanged.
@@ -90,6 +92,7 @@ def write_evaluation(folder: Path, inference: InferenceSummary, made_with: str) 
         against_training=_compare_with_training(Path(inference.checkpoint), test, notes),
     )
     write_table(folder / _TABLE, _make_rows(scored, choice))
+    CollectedErrors.read(folder / _RESULTS, folder).write(folder / ERROR_TABLE)
     write_json(folder / "summary.json", summary.to_dict())
     return summary
 
@@ -121,7 +124,7 @@ def _describe(folder: Path, notes: list[str]) -> dict[str, Any]:
 
 def _read_slides(folder: Path, notes: list[str]) -> Iterator[tuple[SlideScore, SlideResult]]:
     """Yield score and result of each slide of the table that has labels; one that cannot be read is noted."""
-    for row in OutputTable(folder / "quantification.csv"):
+    for row in OutputTable(folder / _RESULTS):
         if row.get("cancer_outside_tissue_px"):  # it has a number for each slide with labels
             home = folder / row["slide_id"]
             try:

@@ -10,6 +10,7 @@ from typing import Any
 
 from panda.inference.slide_result import CLASS_AREA
 from panda.report.agreement import draw_agreement, take_sample
+from panda.report.error_gallery import lay_out_errors
 from panda.report.evaluation_section import lay_out_evaluation
 from panda.report.failure_table import make_failure_table
 from panda.report.grade_notes import (
@@ -189,6 +190,7 @@ def write_inference_page(output: Path) -> Path:
         cards=counts.make_cards(),
         evaluation=lay_out_evaluation(output),
         slides=slides,
+        errors=lay_out_errors(output, table.path),
         table=table.path.name,
         agreement=draw_agreement(table),
         both_grades=lay_out_both_grades(table),

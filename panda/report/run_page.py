@@ -15,6 +15,7 @@ from panda.report.charts import Line, draw_lines
 from panda.report.class_section import lay_out_classes
 from panda.report.confidence_section import lay_out_confidence
 from panda.report.confusion import ConfusionTable, lay_out_confusion
+from panda.report.error_gallery import lay_out_errors
 from panda.report.failure_table import make_failure_table
 from panda.report.figure_tables import make_part_table, make_splits_table, name_grade
 from panda.report.grade_notes import add_rule_band
@@ -205,6 +206,7 @@ def write_run_page(run_dir: Path) -> Path:
         agreement=draw_predictions(rows, summary.target)
         if isinstance(summary, GradingSummary)
         else draw_agreement(rows),
+        errors=lay_out_errors(run_dir, find_slide_table(run_dir), "slides"),
         tested=summary is not None and summary.test is not None,
         slide_order=slide_order,
         patients=lay_out_patients(run_dir, "slides"),

@@ -11,7 +11,7 @@
   document.querySelectorAll("#regions tbody tr").forEach((row) => rows.set(Number(row.cells[0].dataset.sort), row));
   const regions = view.regions.map((region) => ({ id: region.id, box: region.box, path: path(region.rings) }));
   const painted = [document.createElement("canvas"), document.createElement("canvas")]; // over the slide, alone
-  let planes = null, at = { x: view.width / 2, y: view.height / 2, zoom: 0 }, lit = 0, chosen = 0, waiting = false;
+  let planes = null, at = { x: view.width / 2, y: view.height / 2, zoom: 0 }, lit = 0, chosen = 0, waiting = false, asked = null;
 
   function path(rings) {
     const lines = new Path2D();
@@ -142,8 +142,29 @@
           context.stroke(region.path);
         });
       });
+      if (asked) {
+        context.lineWidth = 2 * ratio / zoom;
+        context.strokeStyle = "#e0007a";
+        context.strokeRect(...asked);
+      }
     });
     rule();
+  }
+
+  // ---- a place in the address: slide.html#x=…&y=…&w=…&h=…, a box in level-0 px
+
+  function visit() {
+    const given = new URLSearchParams(window.location.hash.slice(1));
+    const [x, y, w, h] = ["x", "y", "w", "h"].map((name) => parseFloat(given.get(name)) / view.level0);
+    asked = x >= 0 && y >= 0 && w > 0 && h > 0 ? [x, y, w, h] : null;
+    if (!asked) { later(); return; }
+    const pane = panes.find((canvas) => canvas.clientWidth);
+    at.x = x + w / 2;
+    at.y = y + h / 2;
+    at.zoom = Math.min(0.5 * pane.clientWidth / w, 0.5 * pane.clientHeight / h, 8);
+    if (find("label") && !find("label").checked) { find("label").checked = true; paint(); }
+    home.scrollIntoView();
+    later();
   }
 
   function rule() {
@@ -261,7 +282,7 @@
 
   Promise.all([slide, codes].map((image) => image && image.decode())).then(function () {
     home.classList.add("ready");
-    if (!view.counts) { draw(); return; }
+    if (!view.counts) { draw(); visit(); return; }
     const scratch = document.createElement("canvas");
     [scratch, ...painted].forEach((layer) => { layer.width = view.width; layer.height = view.height; });
     const context = scratch.getContext("2d", { willReadFrequently: true });
@@ -270,5 +291,7 @@
     writeFigures();
     paint();
     draw();
+    visit();
   });
+  window.addEventListener("hashchange", visit);
 })();
