@@ -70,7 +70,9 @@ def check_page(page: Path) -> str:
     assert "@import" not in text
     assert "url(" not in text
     for address in links.addresses:
-        if not re.match(r"data:image/(jpeg|png);base64,", address):
+        if address.startswith("#"):
+            assert f'id="{address[1:]}"' in text, address
+        elif not re.match(r"data:image/(jpeg|png);base64,", address):
             assert not re.match(r"[a-z]+:|//", address)
             assert (page.parent / unquote(address)).exists(), address
     script = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)[0]

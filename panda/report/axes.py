@@ -11,10 +11,9 @@ from markupsafe import Markup
 
 from panda.report.page import ENVIRONMENT
 
-# Okabe and Ito's colours (2008), distinct with any colour vision, without the yellow, which has no contrast on white.
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b4b9a", "#444444")
-TRAIN, VALIDATION, TEST = "#7a8194", "#0072b2", "#3b2f7d"
-GREY = "#c3c6ce"
+PALETTE = tuple(f"var(--series-{number})" for number in range(1, 9))
+"""Colours that `page.css` defines for light and dark; those for light are `sheet.SERIES`."""
+TRAIN, VALIDATION, TEST, GREY = "var(--train)", "var(--validation)", "var(--test)", "var(--faint)"
 
 
 def pick_ticks(low: float, high: float, about: int = 5) -> list[float]:

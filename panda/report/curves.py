@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from panda.report.axes import PALETTE
-from panda.report.sheet import save_figure
+from panda.report.sheet import SERIES, save_figure
 from panda.tables import write_table
 from panda.tasks.calibration import RELIABILITY_BINS, Reliability, measure_reliability
 from panda.tasks.metrics import compute_curve, pool_histograms
@@ -80,7 +79,7 @@ def _draw_threshold_picture(columns: Mapping[str, NDArray[Any]], choice: Thresho
         label = "its 95 % interval" + (" (all providers)" if choice.by_provider else "")
         axes.axvspan(*choice.interval, color=_BAND, alpha=0.6, linewidth=0, zorder=0, label=label)
     axes.axvline(choice.value, color="black", linewidth=1.5, linestyle=":")
-    for (provider, own), colour in zip(choice.by_provider.items(), PALETTE[1:], strict=False):
+    for (provider, own), colour in zip(choice.by_provider.items(), SERIES[1:], strict=False):
         axes.axvline(own.value, color=colour, linewidth=2, linestyle=(0, (1, 1)), label=f"{provider}: {own.value:.3f}")
     if criterion is None or choice.score is None:
         title = f"Threshold {choice.value:.3f}, {choice.criterion}\n{choice.chosen_on}"

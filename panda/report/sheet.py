@@ -13,6 +13,9 @@ from panda.files import write_beside
 
 INK = "#1c2030"
 MASK = "#3b2f7d"
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5b4b9a", "#444444")
+"""Colours of Okabe and Ito (2008), distinct with any colour vision, without the yellow, which is too pale on white."""
+
 _DPI = 150
 
 
