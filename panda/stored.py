@@ -61,6 +61,16 @@ class Plain(BaseModel, frozen=True, strict=True, extra="forbid", allow_inf_nan=F
     """A part of a stored file: no other keys, exact types, no NaN."""
 
 
+class Making(Plain, frozen=True):
+    """How the files of a folder were made."""
+
+    overrides: list[str] | None = Field(default=None, description="What was typed, `key=value`. Absent in older files.")
+    commit: str | None = Field(
+        default=None,
+        description="Commit of the sources, `-dirty` if they differ from it. Null without git. Absent in older files.",
+    )
+
+
 def read_model(path: Path, kind: TypeAdapter[T], remedy: str, error: type[PandaError] = PandaError) -> T:
     """Read a JSON file as typed data.
 

@@ -18,6 +18,7 @@ from panda.data.shard import Shard
 from panda.errors import PandaError
 from panda.inference.feature_output import FeatureOutput, FeatureSettings, TilePlan
 from panda.report.job_end import JobEnd
+from panda.stored import Making
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan = TilePlan(tile_size=64, level=None, mpp=0.5, overlap=0.0, min_tissue=0.25, normalize=None, reader="auto")
     origin = FeatureOrigin(format="panda", dim=8, encoder="drawn", weights="0" * 64)
     output = FeatureOutput(made / "features", FeatureSettings(format="panda", plan=plan, origin=origin))
-    FeatureTables(output).write_run(["a", "b"], output.summarize("cpu", []))
+    FeatureTables(output).write_run(["a", "b"], output.summarize("cpu", [], Making()))
     return made
 
 

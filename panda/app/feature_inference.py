@@ -10,6 +10,7 @@ from panda.app.entry_point import SomeSlidesFailed, log_to_file, make_folder
 from panda.app.feature_grading import FeatureGrading
 from panda.app.inference_config import FeatureInferenceConfig
 from panda.app.patient_grading import PatientGrading
+from panda.app.software import describe_making
 from panda.data.failures import Failure, write_failures
 from panda.data.feature_folder import list_unknown
 from panda.inference.feature_grader import FeatureGrader
@@ -74,6 +75,7 @@ def infer_from_features(config: FeatureInferenceConfig) -> None:
         date=make_timestamp(),
         last_run=LastRun(slides=len(files), failed=len(failures), seconds=round(time.monotonic() - started, 1)),
         notes=notes,
+        **dict(describe_making()),
     ).write(folder)
     log.info("report: %s", write_grades_page(folder))
     if failures:

@@ -20,6 +20,7 @@ from panda.app.slide_encoding import LoadedEncoding, SlideEncoding
 from panda.app.slide_keys import hash_slides
 from panda.app.slide_progress import SlideProgress
 from panda.app.slide_work import begin_log, open_work, run_on_cluster
+from panda.app.software import describe_making
 from panda.errors import ConfigError, PandaError
 from panda.inference.feature_output import FeatureRecord, read_summary
 
@@ -57,7 +58,8 @@ def extract_features(cfg: DictConfig) -> None:
         notes, device = _list_notes(config), encoding.facts.device if encoding else _find_device(config)
         for note in notes:
             log.warning("%s", note)
-        summary = output.summarize(device, notes)
+        making = describe_making()
+        summary = output.summarize(device, notes, making)
         output.write_summary(summary)
         run = tables.write_run((path.stem for path in paths), summary)
         _add_recorded(recorded, tables)
@@ -69,7 +71,7 @@ def extract_features(cfg: DictConfig) -> None:
                     new = _encode_here(encoding, left, progress)
                 else:
                     new = run_on_cluster(encoding, left, progress)
-            run = tables.write_run((path.stem for path in paths), output.summarize(device, [*notes, *new]))
+            run = tables.write_run((path.stem for path in paths), output.summarize(device, [*notes, *new], making))
     end_run(tables, run, part, len(own_slides))
 
 

@@ -23,6 +23,7 @@ from panda.app.slide_progress import SlideProgress
 from panda.app.slide_tables import parse_summary
 from panda.app.slide_work import begin_log, open_work, run_on_cluster
 from panda.app.slide_writing import SlideWriting
+from panda.app.software import describe_making
 from panda.data.slide_records import RunRecord
 from panda.inference.slide_loop import SlidePrefetcher
 from panda.inference.slide_result import MapSettings
@@ -150,6 +151,8 @@ def _summarize(
         threshold_choice=metadata.threshold if config.threshold == "checkpoint" else None,
         provider=config.provider,
         resolution=metadata.resolution,
+        network=metadata.network,
+        patch_size=metadata.patch_size,
         engine_choice=facts.engine_choice,
         device=facts.device,
         date=make_timestamp(),
@@ -160,4 +163,5 @@ def _summarize(
         calibration=grading.calibration if grading else None,
         abstention=grading.abstain_below if grading else None,
         notes=notes,
+        **dict(describe_making()),
     )

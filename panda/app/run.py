@@ -19,6 +19,7 @@ from panda.app.dashboard import log_checkpoints, log_figures, log_pictures, repl
 from panda.app.distributed import join_processes
 from panda.app.joint_training import make_joint, share_training
 from panda.app.rank_group import RankGroup
+from panda.app.software import find_commit
 from panda.app.tracking import EpochLogger, find_wandb_logger, read_metrics, replay_metrics
 from panda.app.train_config import TrainConfig
 from panda.app.training_reuse import (
@@ -100,6 +101,7 @@ class Run:
             "trained_by": self.training.trained_by if self.training else None,
             "notes": self.notes,
             "overrides": read_text(self.folder / "overrides.txt").splitlines(),
+            "commit": find_commit(),
             "lost_slides": len(self.failures),
         }
 

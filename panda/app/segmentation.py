@@ -136,6 +136,7 @@ class SegmentationExperiment:
         summary = SegmentationSummary(
             **run.describe(),
             data=data.summarize(),
+            resolution=predictor.metadata.resolution,
             threshold=choice.value,
             threshold_choice=choice,
             calibration=calibration,

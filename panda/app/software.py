@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import platform
+import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import panda
+from panda.app.hydra_job import list_overrides
+from panda.stored import Making
 
 _LIBRARIES = (
     *("torch", "torchvision", "pytorch-lightning", "segmentation-models-pytorch", "timm", "numpy", "scipy"),
@@ -26,6 +29,26 @@ def digest_code() -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+@functools.cache  # see `digest_code`
+def find_commit() -> str | None:
+    """Return the commit of this package's sources, with `-dirty` if files differ from it; None if git has no answer.
+
+    A package in `.venv` is not of the repository around it.
+    """
+    git = ["git", "-C", str(Path(str(panda.__file__)).parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, check=True, timeout=5)
+        asked = [*git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(asked, capture_output=True, check=True, timeout=5, text=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def describe_making() -> Making:
+    """Return how this command makes its files."""
+    return Making(overrides=list_overrides(), commit=find_commit())
 
 
 def list_software() -> dict[str, str]:

@@ -45,7 +45,7 @@ from panda.app.segmentation import SegmentationExperiment
 from panda.app.segmentation_config import SegmentationConfig
 from panda.app.shared_training import hold_training, look_after
 from panda.app.signals import is_interruption
-from panda.app.software import list_software
+from panda.app.software import find_commit, list_software
 from panda.app.tracking import end_wandb, read_metrics, replay_metrics, set_wandb_aside
 from panda.app.train_config import TrainConfig
 from panda.app.training_reuse import select_decisive
@@ -189,7 +189,8 @@ def _run(
     log_to_file(folder / "run.log")
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(raw, resolve=True))
     write_overrides(folder, resumed=point is not None)
-    log.info("run: %s%s", folder, f", continued after {point.epochs} epochs" if point else "")
+    commit = f", commit {find_commit()}" if find_commit() else ""
+    log.info("run: %s%s%s", folder, f", continued after {point.epochs} epochs" if point else "", commit)
     clock = Clock(started)
     sweep = folder.parent if is_multirun() else None
     trainer = build_trainer(cfg, folder, experiment, clock, point)

@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from panda.audit.audit_run import RUN_FILE, AuditRun
 from panda.audit.charts import group_rows, make_charts, make_provider_table
 from panda.audit.dataset import RECORDS
 from panda.audit.records import make_file_stem
 from panda.audit.tables import AUDIT, FINDINGS_TABLE, GROUPS, PAIRS, SUMMARY, AuditSummary, LevelScale
 from panda.data.findings import FINDINGS, REFUSED_ROWS, FindingKind, Severity
+from panda.report.head import PageHead
 from panda.report.page import require_folder, write_page
+from panda.report.page_facts import keep_known, write_command
 from panda.report.run_folder import Picture, make_link, parse_number, read_picture, try_read
 from panda.report.slide_page import Card
 from panda.report.table import Cell, Head, Table, format_value, make_cell
+from panda.settings import format_override
 from panda.tables import read_output_table
 
 WORST_SHOWN = 8
@@ -220,6 +224,35 @@ def _format_scale(level: LevelScale) -> str:
     return f"{level.level}: {low if low == high else f'{low} to {high}'}"
 
 
+def _describe(path: Path, audit: _Folder, steps: Sequence[str]) -> PageHead:
+    """Return the head of the page: the data, how they were inspected, the command, and the next steps."""
+    summary = audit.summary
+    if summary is None:
+        return PageHead("Audit of a data set", path.name)
+    how = summary.settings
+    facts = [
+        ("Data", summary.data),
+        ("Slides", ", ".join(f"{count:,} {provider}" for provider, count in summary.providers.items())),
+        ("Rows", format_value(summary.rows, "count")),
+        ("Inspected", "slides and masks" if audit.inspected else "only the table"),
+        ("Reader", how.reader if how else ""),
+        ("µm/px by level", ", ".join(map(_format_scale, summary.levels))),
+        ("Every tile decoded", "yes" if how and how.deep else ""),
+    ]
+    run, _ = try_read(AuditRun.read, path, RUN_FILE)
+    command = ""
+    if run is not None:
+        deep = ["audit.deep=true"] if run.deep else []
+        choices = run.choices or [f"data.root={run.data}"]
+        command = f"{write_command('audit', [*choices, *deep])} {format_override(f'output={path}')}"
+    return PageHead(
+        "Audit of a data set",
+        Path(summary.data).name,
+        facts,
+        keep_known([("Made by", command), *(("Next", step) for step in steps)]),
+    )
+
+
 def write_audit_page(folder: Path, steps: Sequence[str] = ()) -> Path:
     """Write `report.html` into the folder of an audit, and return its path.
 
@@ -239,22 +272,11 @@ def write_audit_page(folder: Path, steps: Sequence[str] = ()) -> Path:
             f"{len(crowded)} slides resemble so many others that their hashes are not reliable. Only their closest "
             f"matches count ({', '.join(crowded[:5])}{' …' * (len(crowded) > 5)})."
         )
-    data = summary.data if summary else ""
-    how = summary.settings if summary else None
     return write_page(
         path / "report.html",
         "audit.html",
-        name=Path(data or path).name,
-        meta=[
-            ("Data", data),
-            ("Rows", format_value(summary.rows if summary else None, "count")),
-            ("Inspected", "slides and masks" if audit.inspected else "only the table"),
-            ("Reader", how.reader if how else ""),
-            ("µm/px by level", ", ".join(map(_format_scale, summary.levels)) if summary else ""),
-            ("Every tile decoded", "yes" if how and how.deep else ""),
-        ],
+        head=_describe(path, audit, steps),
         notes=notes,
-        steps=steps,
         cards=_make_cards(summary) if summary else [],
         findings=_make_findings_table(summary) if summary else None,
         inspected=audit.inspected,

@@ -16,7 +16,7 @@ from panda.data.slide_entry import FileIdentity
 from panda.errors import ConfigError, PandaError
 from panda.files import advise_removal, fingerprint, hold_lock, remove_leftovers, write_json
 from panda.settings import format_value
-from panda.stored import Digest, PatchSide, PathText, Plain, Timestamp, read_model
+from panda.stored import Digest, Making, PatchSide, PathText, Plain, Timestamp, read_model
 from panda.tasks.figures import make_timestamp
 from panda.wsi.geometry import Part, round_px
 from panda.wsi.mpp import SlideMpp
@@ -115,7 +115,7 @@ def _show(value: Any) -> str:
     return format_value(value[:12] if isinstance(value, str) and len(value) == 64 else value)  # of a hash the beginning
 
 
-class FeatureSummary(FeatureSettings, frozen=True):
+class FeatureSummary(Making, FeatureSettings, frozen=True):
     """The content of `features.json`: the settings of a folder, and the notes for its reader.
 
     Attributes:
@@ -207,13 +207,14 @@ class FeatureOutput:
             return f"output={self.path} has features of other settings: {other}; {_advise(self.path)}"
         return None
 
-    def summarize(self, device: str, notes: Sequence[str]) -> FeatureSummary:
-        """Return the settings with a device, the time now and notes."""
+    def summarize(self, device: str, notes: Sequence[str], making: Making) -> FeatureSummary:
+        """Return the settings with a device, the time now, notes, and how they were made."""
         return FeatureSummary(
             **{key: getattr(self.settings, key) for key in FeatureSettings.model_fields},
             device=device,
             date=make_timestamp(),
             notes=list(notes),
+            **dict(making),
         )
 
     def write_summary(self, summary: FeatureSummary) -> None:

@@ -66,6 +66,7 @@ def draw(
     x_ticks: Ticks = (),
     y_ticks: Ticks = (),
     x_label: str = "",
+    y_label: str = "",
     **marks: Any,
 ) -> Markup:
     """Render a `<figure>` with inline SVG.
@@ -79,8 +80,9 @@ def draw(
         x_ticks: Px and label of the values at the lower side.
         y_ticks: Px and label of the values at the left side.
         x_label: Label below the axis.
+        y_label: Label beside the axis, which needs 64 px to the left of the frame.
         marks: Other variables of the template; `zero` is the px of a horizontal axis.
     """
-    axes = {"legend": legend, "x_ticks": x_ticks, "y_ticks": y_ticks, "x_label": x_label}
+    axes = {"legend": legend, "x_ticks": x_ticks, "y_ticks": y_ticks, "x_label": x_label, "y_label": y_label}
     html = ENVIRONMENT.get_template(template).render(title=title, size=size, frame=frame, **axes, **marks)
     return Markup(html)

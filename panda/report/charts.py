@@ -42,6 +42,7 @@ def draw_lines(
     lines: Sequence[Line],
     x_label: str,
     *,
+    y_label: str = "",
     y_range: tuple[float, float] | None = None,
     mark: tuple[float, str] | None = None,
     whole_x: bool = False,
@@ -54,6 +55,7 @@ def draw_lines(
         lines: The lines, the first on top. Lines without a point are left out, and lines with the same name share an
             entry in the legend.
         x_label: Label below the axis.
+        y_label: Label beside the axis.
         y_range: Least range of the y axis; None for the range of the data.
         mark: X and text of a vertical dashed line.
         whole_x: Whether only whole numbers are labelled on the x axis.
@@ -62,7 +64,7 @@ def draw_lines(
     lines = [line for line in lines if line.xs]
     if not lines:
         return Markup("")
-    frame = (48, 12, size[0] - 14, size[1] - 42)
+    frame = (64 if y_label else 48, 12, size[0] - 14, size[1] - 42)
     x_values = [x for line in lines for x in line.xs]
     y_values = [y for line in lines for y in line.ys] + list(y_range or ())
     y_ticks = pick_ticks(min(y_values), max(y_values))
@@ -95,6 +97,7 @@ def draw_lines(
         zero=frame[3],
         legend=[(name, colour, "") for name, colour in {line.name: line.colour for line in lines}.items()],
         x_label=x_label,
+        y_label=y_label,
         y_ticks=up.mark(y_ticks),
         x_ticks=across.mark(x_ticks),
         mark=mark and (across.place(min(max(mark[0], x_low), x_high)), mark[1]),
@@ -110,9 +113,10 @@ def draw_bars(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup
         return Markup("")
     values = [v for bar in bars for v in (bar.value, bar.low, bar.high, bar.other) if v is not None]
     marks = pick_ticks(min(0.0, *values), max(1.0, *values))
+    room = min(340, 24 + 7.5 * max(len(bar.name) for bar in bars))
     row, width, top = 26, 1100, 8
     bottom = top + row * len(bars)
-    axis = Axis.fit(marks, 340, width - 70)
+    axis = Axis.fit(marks, room, width - 70)
     return draw(
         "bar_chart.html",
         title,
@@ -133,7 +137,7 @@ def draw_bars(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup
 def draw_columns(
     title: str, labels: Sequence[str], series: Sequence[tuple[str, Sequence[int]]], x_label: str
 ) -> Markup:
-    """Draw counts as columns side by side; nothing if all counts are zero.
+    """Draw counts of slides as columns side by side; nothing if all counts are zero.
 
     Args:
         title: Title above the chart.
@@ -147,7 +151,7 @@ def draw_columns(
     highest = max((count for _, counts in series for count in counts), default=0)
     if not highest:
         return Markup("")
-    size, frame = (540, 270), (52, 12, 532, 228)
+    size, frame = (540, 270), (64, 12, 532, 228)
     y_ticks = [t for t in pick_ticks(0, highest, 4) if t == int(t)]
     up = Axis(0, y_ticks[-1], frame[3], frame[1])
     class_width = (frame[2] - frame[0]) / len(labels)
@@ -175,6 +179,7 @@ def draw_columns(
         y_ticks=up.mark(y_ticks, "{:,.0f}".format),
         x_ticks=[(round(middle, 1), label) for middle, label in zip(middles, labels, strict=True)],
         x_label=x_label,
+        y_label="slides",
         columns=columns,
     )
 

@@ -24,6 +24,7 @@ from panda.report.paired import (
     pair_rows,
     read_slide_rows,
 )
+from panda.report.run_facts import describe_comparison
 from panda.report.run_folder import Picture, make_link, parse_number, read_picture
 from panda.report.table import UNITS, Cell, Head, Table, find_format, format_value, make_cell, name_figure
 from panda.report.tested_run import check_comparable, find_slide_folder, read_choices, read_tested
@@ -81,10 +82,7 @@ def compare_runs(a: Path, b: Path, output: Path | None = None) -> Comparison:
     page = write_page(
         output / "compare.html",
         "compare.html",
-        names=names,
-        folders=[str(a), str(b)],
-        slides=len(pairs),
-        groups=len(set(groups)),
+        head=describe_comparison(names, (a, b), summaries, len(pairs), len(set(groups))),
         notes=_list_notes(pairs, agreed),
         alarms=[
             f"{name}: {alarm.text}"

@@ -71,8 +71,16 @@ def draw_confidence(folder: Path, abstain_below: float | None) -> list[Markup]:
         return []
     reliability.append(Line("perfect calibration", (0.0, 1.0), (0.0, 1.0), GREY))
     return [
-        draw_lines("Accuracy by confidence", reliability, "confidence", y_range=(0.0, 1.0)),
-        draw_lines("Wrong classes among the most confident", curves, "share of slides graded", y_range=(0.0, 0.1)),
+        draw_lines(
+            "Accuracy by confidence", reliability, "confidence", y_label="share of right classes", y_range=(0.0, 1.0)
+        ),
+        draw_lines(
+            "Wrong classes among the most confident",
+            curves,
+            "share of slides graded",
+            y_label="share of wrong classes",
+            y_range=(0.0, 0.1),
+        ),
     ]
 
 

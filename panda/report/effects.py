@@ -110,13 +110,14 @@ def _order(value: str) -> tuple[bool, float, list[tuple[int, int, str]]]:
     return figure is None, figure or 0.0, make_natural_key(value)
 
 
-def draw_effect(effect: Effect, y_range: tuple[float, float]) -> Markup:
+def draw_effect(effect: Effect, y_range: tuple[float, float], figure: str) -> Markup:
     """Draw the jobs of each value of a choice, with a line through those that differ in it alone.
 
     `y_range` is the least range of the y axis. It is the same for all choices of a sweep, so that they can be compared.
+    `figure` is the label of the axis.
     """
     width, height = max(370, 58 + 62 * len(effect.values)), 270
-    frame = (48, 10, width - 10, height - 44)
+    frame = (64, 10, width - 10, height - 44)
     levels = pick_ticks(*y_range)
     up, room = Axis.fit(levels, frame[3], frame[1]), (frame[2] - frame[0]) / len(effect.values)
     middles = [round(frame[0] + (k + 0.5) * room, 1) for k in range(len(effect.values))]
@@ -128,6 +129,7 @@ def draw_effect(effect: Effect, y_range: tuple[float, float]) -> Markup:
         reading=effect.explain(),
         most=max(6, int(room / 7)),
         y_ticks=up.mark(levels),
+        y_label=figure,
         threads=[" ".join(f"{middles[k]},{up.place(job.score)}" for k, job in thread) for thread in effect.threads],
         values=[
             (x, up.place(middle), value, f"{middle:.3f}")

@@ -9,7 +9,9 @@ from pathlib import Path
 from panda.inference.feature_output import RECORDS, SUMMARY, TABLE, FeatureSummary, read_summary
 from panda.report.agreement import take_sample
 from panda.report.failure_table import make_failure_table
+from panda.report.head import PageHead
 from panda.report.page import require_folder, write_page
+from panda.report.page_facts import describe_resolution, format_date, keep_known, write_command, write_own_command
 from panda.report.run_folder import Row, make_link, parse_number, read_picture, try_read
 from panda.report.slide_page import MOST_THUMBNAILS, SAMPLE_THUMBNAILS, THUMBNAIL_SIDE, Card, describe_sample
 from panda.report.table import Cell, Head, Table, format_value, make_cell
@@ -45,9 +47,7 @@ def write_features_page(folder: Path) -> Path:
     return write_page(
         path / "report.html",
         "features.html",
-        name=path.name,
-        encoder=summary.origin.encoder if summary else "",
-        date=summary.date.replace("T", " ") if summary else "",
+        head=_describe(path, summary, counts.slides),
         notes=summary.notes if summary else [fault],
         cards=counts.make_cards(failed),
         slides=slides,
@@ -55,6 +55,26 @@ def write_features_page(folder: Path) -> Path:
         failures=make_failure_table(failures),
         facts=_list_facts(summary) if summary else [],
     )
+
+
+def _describe(folder: Path, summary: FeatureSummary | None, slides: int) -> PageHead:
+    """Return the head of the page: encoder and tiles, and the command that trains with the features."""
+    if summary is None:
+        return PageHead("Features", folder.name)
+    plan = summary.plan
+    facts = [
+        ("Encoder", summary.origin.encoder or ""),
+        ("Slides", f"{slides:,}"),
+        ("Tile", f"{plan.tile_size} px, {describe_resolution(plan.model_dump())}"),
+        ("Colours", plan.normalize or ""),
+        ("Format", summary.format),
+        ("Device", summary.device),
+        ("Made", format_date(summary.date)),
+        ("Commit", summary.commit or ""),
+    ]
+    train = write_own_command("train", "task=grading", "tiles=features", f"tiles.features={folder}", "data.root=DATA")
+    commands = [("Made by", write_command("features", summary.overrides)), ("Train with them", train)]
+    return PageHead("Features", folder.name, facts, keep_known(commands))
 
 
 @dataclass

@@ -13,12 +13,14 @@ from panda.data.targets import Target, TargetSpec
 from panda.files import write_json
 from panda.report.failure_table import make_failure_table
 from panda.report.grade_notes import describe_uncertain
+from panda.report.head import PageHead
 from panda.report.inference_summary import LastRun
 from panda.report.page import require_folder, write_page
+from panda.report.page_facts import format_date, keep_known, write_command
 from panda.report.run_folder import parse_number, try_read
 from panda.report.slide_page import Card, make_slide_table
 from panda.report.table import format_value
-from panda.stored import PathText, Plain, Timestamp, read_model
+from panda.stored import Making, PathText, Timestamp, read_model
 from panda.tables import read_output_table
 
 GRADES_TABLE, GRADES_FILE = "grades.csv", "grades.json"
@@ -33,7 +35,7 @@ _WHY = {
 }
 
 
-class FeatureInferenceSummary(Plain, frozen=True):
+class FeatureInferenceSummary(Making, frozen=True):
     """The content of `grades.json`: what made the grades in a folder, and the notes for its reader.
 
     Attributes:
@@ -90,9 +92,7 @@ def write_grades_page(output: Path) -> Path:
     return write_page(
         output / "report.html",
         "grades.html",
-        name=output.name,
-        checkpoint=summary.grading_checkpoint if summary else "",
-        date=summary.date.replace("T", " ") if summary else "",
+        head=_describe(output, summary, len(rows)),
         seen=[text.format(counts[word]) for word, text in _SEEN.items() if counts[word]],
         notes=[*(summary.notes if summary else [fault]), *filter(None, [describe_uncertain(rows)])],
         cards=_make_cards([row.get(predicted, "") for row in rows], target, len(failures.rows)),
@@ -101,6 +101,24 @@ def write_grades_page(output: Path) -> Path:
         failures=failures,
         facts=_list_facts(summary) if summary else [],
     )
+
+
+def _describe(folder: Path, summary: FeatureInferenceSummary | None, slides: int) -> PageHead:
+    """Return the head of the page: checkpoint, features and target."""
+    if summary is None:
+        return PageHead("Grades from features", folder.name)
+    facts = [
+        ("Checkpoint", summary.grading_checkpoint),
+        ("Learned", summary.target.title if summary.target.is_grade else summary.target.describe_source()),
+        ("Encoder", summary.origin.encoder or ""),
+        ("Features", summary.features),
+        ("Slides", f"{slides:,}"),
+        ("Device", summary.device),
+        ("Made", format_date(summary.date)),
+        ("Commit", summary.commit or ""),
+    ]
+    commands = [("Made by", write_command("infer", summary.overrides))]
+    return PageHead("Grades from features", folder.name, facts, keep_known(commands))
 
 
 def _make_cards(found: Sequence[str], target: TargetSpec | None, failed: int) -> list[Card]:
@@ -117,7 +135,10 @@ def _make_cards(found: Sequence[str], target: TargetSpec | None, failed: int) ->
 def _list_facts(summary: FeatureInferenceSummary) -> list[tuple[str, str]]:
     """Return what made the grades, as rows of a table."""
     origin = summary.origin.model_dump(exclude_none=True, exclude={"format", "weights"})
-    last, values = summary.last_run, summary.model_dump(exclude={"notes", "origin", "date", "last_run", "target"})
+    last, values = (
+        summary.last_run,
+        summary.model_dump(exclude={"notes", "origin", "date", "last_run", "target", *Making.model_fields}),
+    )
     return [
         ("target", summary.target.name),
         *((key.replace("_", " "), str(value)) for key, value in values.items() if value is not None),

@@ -22,9 +22,11 @@ from panda.report.grade_notes import (
 )
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
 from panda.report.page import require_folder, write_page
+from panda.report.page_facts import describe_inference
 from panda.report.run_folder import parse_number, try_read
 from panda.report.slide_page import MOST_THUMBNAILS, SAMPLE_THUMBNAILS, Card, describe_sample, make_slide_table
 from panda.report.table import format_value
+from panda.stored import Making
 from panda.tables import OutputTable
 
 _COLUMNS = (
@@ -176,14 +178,16 @@ def write_inference_page(output: Path) -> Path:
     if is_sample:
         note = describe_sample(len(rows), counts.slides, table.path.name)
         slides = replace(slides, note=f"{note} {slides.note}".strip())
-    settings = summary.model_dump(mode="json", exclude={"notes", "gleason_rule"}) if summary else {}
+    settings = (
+        summary.model_dump(mode="json", exclude={"notes", "gleason_rule", "network", *Making.model_fields})
+        if summary
+        else {}
+    )
     facts = [(key.replace("_", " "), _write_value(value)) for key, value in settings.items()]
     return write_page(
         output / "report.html",
         "inference.html",
-        name=output.name,
-        checkpoint=summary.checkpoint if summary else "",
-        date=summary.date.replace("T", " ") if summary else "",
+        head=describe_inference(output, summary, counts.slides),
         seen=[text.format(counts.seen[word]) for word, text in _SEEN.items() if counts.seen[word]],
         notes=[*(summary.notes if summary else [fault]), *filter(None, (describe(table) for describe in _NOTES))],
         facts=[(name, text) for name, text in facts if text],

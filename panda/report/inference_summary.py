@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, TypeAdapter
+from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, TypeAdapter
 
 from panda.files import write_json
 from panda.inference.slide_result import MapSettings
-from panda.stored import PathText, Plain, Timestamp, read_model
+from panda.stored import Making, PatchSide, PathText, Plain, Timestamp, read_model
 from panda.tasks.calibration import Temperature
 from panda.tasks.gleason_search import GleasonRuleChoice
 from panda.tasks.grade_calibration import AbstentionChoice
@@ -28,7 +28,7 @@ class LastRun(Plain, frozen=True):
     seconds: NonNegativeFloat
 
 
-class InferenceSummary(MapSettings, frozen=True):
+class InferenceSummary(Making, MapSettings, frozen=True):
     """The settings of the maps in a folder, and the notes for its reader.
 
     Attributes:
@@ -39,6 +39,8 @@ class InferenceSummary(MapSettings, frozen=True):
         gleason_rule: The rule from areas to a Gleason score, or None.
         calibration: Temperature of the grader's probabilities, or None.
         abstention: Confidence below which a slide is not certain enough to grade, or None.
+        network: Arguments that build the segmentation network; None in older folders.
+        patch_size: Side of its patches in working px; None in older folders.
     """
 
     threshold_choice: ThresholdChoice | None
@@ -53,6 +55,8 @@ class InferenceSummary(MapSettings, frozen=True):
     gleason_rule: GleasonRuleChoice | None = Field(default=None, exclude_if=lambda rule: rule is None)
     calibration: Temperature | None = Field(default=None, exclude_if=lambda choice: choice is None)
     abstention: AbstentionChoice | None = Field(default=None, exclude_if=lambda choice: choice is None)
+    network: dict[str, JsonValue] | None = None
+    patch_size: PatchSide | None = None
     notes: list[str]
 
     def write(self, folder: Path) -> None:

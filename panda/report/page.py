@@ -58,7 +58,7 @@ ENVIRONMENT.globals["list_contents"] = list_contents
 
 
 def write_page(
-    path: Path, template: str, scripts: Sequence[str] = ("page.js",), *, head: PageHead | None = None, **content: Any
+    path: Path, template: str, scripts: Sequence[str] = ("page.js",), *, head: PageHead, **content: Any
 ) -> Path:
     """Render a page and write it whole or not at all.
 

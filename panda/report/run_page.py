@@ -22,6 +22,7 @@ from panda.report.grade_notes import add_rule_band
 from panda.report.interpretation import choose_split, explain_figures, find_alarms, make_cards
 from panda.report.page import require_folder, write_page
 from panda.report.patient_table import lay_out_patients
+from panda.report.run_facts import describe_run
 from panda.report.run_folder import Picture, make_link, make_natural_key, parse_number, read_picture, read_text
 from panda.report.run_summary import GradingSummary, RunSummary, read_summary
 from panda.report.slide_page import find_slide_table, make_slide_table
@@ -86,7 +87,7 @@ def draw_training(rows: Sequence[dict[str, str]]) -> list[Markup]:
         title = "Dice" if name == "dice" else name_figure(name)
         y_range = None if name in {"loss", "mae"} else (0.0, 1.0)
         title = title[:1].upper() + title[1:]
-        charts.append(draw_lines(title, lines, "epoch", y_range=y_range, mark=mark, whole_x=True))
+        charts.append(draw_lines(title, lines, "epoch", y_label=title, y_range=y_range, mark=mark, whole_x=True))
     return [chart for chart in charts if chart]
 
 
@@ -193,7 +194,7 @@ def write_run_page(run_dir: Path) -> Path:
     return write_page(
         run_dir / "report.html",
         "run.html",
-        name=summary.name if summary else run_dir.name,
+        head=describe_run(run_dir, summary),
         task=task,
         notes=[fault] if summary is None else summary.notes,
         charts=draw_training(read_output_table(run_dir / "metrics.csv")),
@@ -221,23 +222,7 @@ def _draw_threshold_chart(run_dir: Path, threshold: float | None) -> Markup:
     line = read_threshold_line(run_dir / "threshold_curve.csv", "pooled Dice, validation", VALIDATION)
     mark = None if threshold is None else (threshold, f"threshold {threshold:.3g}")
     title = "Dice at every threshold"
-    return draw_lines(title, [line], "threshold", y_range=(0.0, 1.0), mark=mark, size=(760, 300))
-
-
-def _describe_target(summary: RunSummary) -> str:
-    """Return what a grading learned, with its kind and columns; empty for a segmentation."""
-    if not isinstance(summary, GradingSummary):
-        return ""
-    return summary.target.title if summary.target.is_grade else summary.target.describe_source()
-
-
-def _describe_features(summary: RunSummary) -> str:
-    """Return what made the features that a grading learned from; empty if it read the pixels of slides."""
-    origin = summary.tiles.get("origin") if isinstance(summary, GradingSummary) else None
-    if not isinstance(origin, dict):
-        return ""
-    made = f"features of {origin.get('encoder') or 'an unknown encoder'}"
-    return f"{made}, {origin['tile_um']:.4g} µm tiles" if "tile_um" in origin else made
+    return draw_lines(title, [line], "threshold", y_label="pooled Dice", y_range=(0.0, 1.0), mark=mark, size=(760, 300))
 
 
 def _lay_out_summary(summary: RunSummary) -> dict[str, Any]:
@@ -245,15 +230,6 @@ def _lay_out_summary(summary: RunSummary) -> dict[str, Any]:
     split, scores = choose_split(summary)
     counts, left_out = _tabulate_counts(summary.data)
     return {
-        "meta": [
-            ("Made", summary.created.replace("T", " ").removesuffix("Z")),
-            ("Seed", format_value(summary.seed, "text")),
-            ("Device", summary.device),
-            ("Learned", _describe_target(summary)),
-            ("Tiles", _describe_features(summary)),
-            ("Colours", format_value(summary.data.colours, "text")),
-            ("Took", format_value(summary.seconds, "seconds")),
-        ],
         "split": split,
         "policy": summary.data.groups,
         "alarms": find_alarms(summary),

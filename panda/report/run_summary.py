@@ -14,11 +14,12 @@ from panda.inference.grading_metrics import AttentionSplitFigures, GradingSplitF
 from panda.inference.segmentation_figures import SegmentationSplitFigures
 from panda.inference.target_figures import CategorySplitFigures, RegressionSplitFigures, SurvivalSplitFigures
 from panda.report.run_folder import read_json
-from panda.stored import Plain, Share, ShareEnds, Timestamp, list_faults
+from panda.stored import Making, Plain, Share, ShareEnds, Timestamp, list_faults
 from panda.tasks.calibration import Calibration
 from panda.tasks.figures import Figures
 from panda.tasks.gleason_search import GleasonRuleChoice
 from panda.tasks.grade_calibration import GradeCalibration
+from panda.tasks.metadata import TrainedResolution
 from panda.tasks.threshold import ThresholdChoice
 
 SCHEMA = 4
@@ -70,7 +71,7 @@ class BaseSummary(Plain, frozen=True):
         return {key: value for key, value in content.items() if key != "test" or value is not None}
 
 
-class CommonSummary(BaseSummary, frozen=True):
+class CommonSummary(Making, BaseSummary, frozen=True):
     """What the summaries of training runs have in common."""
 
     seed: NonNegativeInt = Field(description="Seed of weights, loaders and augmentation.")
@@ -83,7 +84,6 @@ class CommonSummary(BaseSummary, frozen=True):
     trained_by: str | None = Field(
         description="Job of the sweep whose weights were evaluated. Null if the run trained its own."
     )
-    overrides: list[str] | None = Field(default=None, description="What was typed, `key=value`. Absent in older runs.")
     lost_slides: NonNegativeInt | None = Field(
         default=None, description="Number of slides that the run could not use. Absent in older runs."
     )
@@ -94,6 +94,10 @@ class SegmentationSummary(CommonSummary, frozen=True):
 
     task: Literal["segmentation"] = "segmentation"
     data: PatchDataSummary = Field(description="Slides and patches.")
+    resolution: TrainedResolution | None = Field(
+        default=None,
+        description="Level or µm/px of the patches, and µm/px of the training slides. Absent in older runs.",
+    )
     threshold: Share = Field(description="Common threshold of all providers.")
     threshold_choice: ThresholdChoice = Field(description="Where the threshold comes from.")
     gleason_rule: GleasonRuleChoice | None = Field(

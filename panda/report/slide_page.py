@@ -10,6 +10,7 @@ from panda.inference.grade import GradeRecord, RuleGrade
 from panda.inference.slide_result import RESULT_FILE, SlideFacts, SlideResult, read_slide_facts
 from panda.report.grade_notes import describe_band, describe_disagreement, describe_mark
 from panda.report.page import require_folder, write_page
+from panda.report.page_facts import describe_slide
 from panda.report.region_tables import tabulate_classes, tabulate_regions
 from panda.report.run_folder import Picture, Row, find_subfolder, make_link, read_picture, try_read
 from panda.report.table import Cell, Head, Table, find_format, format_value, make_cell, make_head
@@ -141,18 +142,6 @@ def _tabulate_label_metrics(slide_dir: Path, slide_id: str) -> Table | None:
     )
 
 
-def _list_facts(facts: SlideFacts) -> list[tuple[str, str]]:
-    mpp = facts.mpp or ()
-    meta = [("Slide", " × ".join(f"{v:.4g}" for v in mpp) + " µm/px" if mpp else "")]
-    if isinstance(facts, SlideResult):
-        spans = f"{' × '.join(f'{v * facts.downsample:.3g}' for v in mpp)} µm, " if mpp else ""
-        meta.append(("A pixel of the map spans", f"{spans}{facts.downsample:.4g} level-0 px a side"))
-        meta.append(("", facts.mpp_note))
-    if facts.bounds is not None:
-        meta.append(("Coordinates are", facts.frame))
-    return meta
-
-
 def _list_notes(facts: SlideFacts) -> list[str]:
     """Return what a reader of the page has to know about the slide."""
     notes = list(facts.notes)
@@ -201,11 +190,9 @@ def write_slide_page(slide_dir: Path) -> Path:
         slide_dir / PAGE,
         "slide.html",
         ("page.js", "viewer.js") if viewer else ("page.js",),
-        slide_id=facts.slide_id,
-        overview=_find_overview(slide_dir),
+        head=describe_slide(facts, _find_overview(slide_dir)),
         notes=[text for text in (fault, broken) if text] + _list_notes(facts),
         cards=_make_cards(facts),
-        meta=_list_facts(facts),
         viewer=viewer,
         # without the parts of a viewer the pictures are shown
         overlay=None if viewer else read_picture(slide_dir / "overlay.png", _PICTURE_SIDE),

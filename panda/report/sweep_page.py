@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from panda.report.effects import ScoredJob, draw_effect, find_effects
 from panda.report.interpretation import format_interval
 from panda.report.page import require_folder, write_page
 from panda.report.paired import Difference
+from panda.report.run_facts import describe_sweep
 from panda.report.run_page import read_threshold_line
 from panda.report.sweep_jobs import REPEATS, Job, label_job, read_jobs, split_choices
 from panda.report.table import Cell, Head, Table, find_format, format_value, make_cell, name_figure
@@ -166,7 +166,7 @@ def _draw_effects(jobs: Sequence[Job], varied: Sequence[str]) -> tuple[list[Mark
     if intervals:
         half = median((high - low) / 2 for low, high in intervals)
         unsure = f"For scale: the 95 % interval of a single job on these validation slides is about ± {half:.3f}."
-    return [draw_effect(effect, ends) for effect in found], unsure
+    return [draw_effect(effect, ends, f"{name_figure(done[0].key)}, validation") for effect in found], unsure
 
 
 def _draw_curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) -> Markup:
@@ -194,7 +194,7 @@ def _draw_curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) ->
         lines.append(Line(name, line.xs, line.ys, colour, marks))
     title = "Pooled Dice on validation; a ring is the threshold of a job"
     title += f"; the best {_MOST_BARS} of {len(jobs)} jobs" if len(jobs) > _MOST_BARS else ""
-    return draw_lines(title, lines, "threshold", y_range=(0.0, 1.0), size=(1100, 400))
+    return draw_lines(title, lines, "threshold", y_label="pooled Dice", y_range=(0.0, 1.0), size=(1100, 400))
 
 
 def _write_jobs(path: Path, jobs: Sequence[Job], varied: Sequence[str], gaps: Gaps) -> None:
@@ -253,12 +253,9 @@ def _write_sweep(sweep_dir: Path, jobs: Sequence[Job]) -> Path:
     return write_page(
         sweep_dir / "sweep.html",
         "sweep.html",
-        name=sweep_dir.name,
+        head=describe_sweep(sweep_dir, jobs, varied, constant),
         jobs=len(jobs),
-        states=[(state, count) for state, count in Counter(job.state for job in jobs).items() if state != "done"],
-        trainings=sum(job.summary is not None and not job.summary.trained_by for job in jobs),
         errors=_list_errors(jobs, varied),
-        constant=constant,
         alarms=_warn(best, jobs, varied),
         best=best and _lay_out_best(best, varied),
         table=_make_table(ordered, varied, found, None if repeated else gaps),
