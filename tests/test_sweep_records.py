@@ -86,7 +86,7 @@ def test_sweep_command_shows_states_and_status(tmp_path: Path, capsys: pytest.Ca
         states = [row["state"] for row in csv.DictReader(file)]
     assert states == ["done", "running", "waiting", "lost", "failed", "interrupted", "failed"]
     page = (tmp_path / "sweep.html").read_text()
-    assert "Waiting <b>1</b>" in page
+    assert "1 waiting" in page
     assert "the command of the sweep with its name continues it" in page
     with hold_lock(tmp_path / "1" / "run", wait=False):
         pass  # the reader has let it go

@@ -21,7 +21,6 @@ from panda.report.page_facts import keep_known, write_command
 from panda.report.run_folder import Picture, make_link, parse_number, read_picture, try_read
 from panda.report.slide_page import Card
 from panda.report.table import Cell, Head, Table, format_value, make_cell
-from panda.settings import format_override
 from panda.tables import read_output_table
 
 WORST_SHOWN = 8
@@ -244,7 +243,7 @@ def _describe(path: Path, audit: _Folder, steps: Sequence[str]) -> PageHead:
     if run is not None:
         deep = ["audit.deep=true"] if run.deep else []
         choices = run.choices or [f"data.root={run.data}"]
-        command = f"{write_command('audit', [*choices, *deep])} {format_override(f'output={path}')}"
+        command = write_command("audit", [*choices, *deep])
     return PageHead(
         "Audit of a data set",
         Path(summary.data).name,

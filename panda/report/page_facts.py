@@ -104,7 +104,11 @@ def describe_slide(facts: SlideFacts, overview: str) -> PageHead:
         made, trained = facts.provenance, facts.provenance.segmentation
         spans = f"{' × '.join(f'{value * facts.downsample:.3g}' for value in facts.mpp)} µm, " if facts.mpp else ""
         side, asked = trained.get("patch_size"), trained.get("resolution")
-        where = describe_resolution(asked, asked.get("train_mpp")) if isinstance(asked, Mapping) else ""
+        where = ""
+        if isinstance(asked, Mapping):
+            seen = asked.get("train_mpp")
+            known_mpp = [mpp for mpp in seen if isinstance(mpp, float)] if isinstance(seen, list) else []
+            where = describe_resolution(asked, known_mpp)
         patch = [f"{side} px" if side else "", where]
         known += [
             ("Scale", facts.mpp_note),

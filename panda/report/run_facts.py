@@ -206,7 +206,7 @@ def _list_compared(folder: Path, summary: Tested) -> Sequence[Fact]:
     if not isinstance(summary, EvaluationSummary):
         return describe_run(folder, summary).facts
     made, _ = try_read(InferenceSummary.read, folder, INFERENCE_FILE)
-    return describe_inference(folder, made, summary.test.numbers.get("slides") or 0).facts
+    return describe_inference(folder, made, int(summary.test.numbers.get("slides") or 0)).facts
 
 
 def describe_comparison(

@@ -156,7 +156,7 @@ def test_train_checkpoint_holds_choices(trained_run: Path) -> None:
         table(trained_run / "threshold_curve.csv")[0]
     )
     for heading in ("By provider", "By grade", "Choice of threshold", "Calibration"):
-        assert f"<h2>{heading}</h2>" in (trained_run / "report.html").read_text()
+        assert f">{heading}</h2>" in (trained_run / "report.html").read_text()
 
 
 def test_infer_continues_past_bad_slide(home: Path, trained_run: Path) -> None:
