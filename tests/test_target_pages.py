@@ -56,7 +56,7 @@ def make_run(folder: Path, target: TargetSpec, slides: range = range(20), **chan
         (
             STAGE,
             (
-                f"Learned <b>{STAGE.name} (ordinal of ",
+                f"<dt>Learned</dt><dd>{STAGE.name} (ordinal of ",
                 "Quadratic weighted κ",
                 "Balanced accuracy",
                 "low",

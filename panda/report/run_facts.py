@@ -71,7 +71,11 @@ def describe_run(run_dir: Path, summary: RunSummary | None) -> PageHead:
 
 def _list_choices(config: Mapping[str, Any]) -> list[Fact]:
     """Return the facts of a run that its configuration alone says."""
-    return [*list_network(config.get("model") or {}), ("Loss", _describe_loss(config.get("loss")))]
+    model = config.get("model")
+    return [
+        *(list_network(model) if isinstance(model, Mapping) else ()),
+        ("Loss", _describe_loss(config.get("loss"))),
+    ]
 
 
 def _list_summary(summary: RunSummary) -> list[Fact]:
