@@ -113,7 +113,7 @@ def draw_bars(title: str, bars: Sequence[Bar], names: tuple[str, str]) -> Markup
         return Markup("")
     values = [v for bar in bars for v in (bar.value, bar.low, bar.high, bar.other) if v is not None]
     marks = pick_ticks(min(0.0, *values), max(1.0, *values))
-    room = min(340, 24 + 7.5 * max(len(bar.name) for bar in bars))
+    room = min(420, 24 + 8.5 * max(len(bar.name) for bar in bars))
     row, width, top = 26, 1100, 8
     bottom = top + row * len(bars)
     axis = Axis.fit(marks, room, width - 70)

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,18 @@ from panda.app.hydra_job import register_resolvers
 from panda.app.infer import infer
 from panda.inference.canvas import Canvas
 from panda.inference.quantify import QuantifySettings, slide_quantification
+from panda.report.run_page import write_run_page
 from panda.report.slide_page import write_slide_page
+from panda.report.sweep_page import write_sweep
+from panda.tables import write_table
 from panda.wsi.classes import find_classes
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 from tests.checkpoints import grading_checkpoint, segmentation_checkpoint
+from tests.summaries import fill_summary
 from tests.test_infer import CONF, draw
-from tests.test_infer_classes import run
+from tests.test_infer_classes import run as run_with_classes
+from tests.test_page_heads import SUMMARY, make_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -72,6 +78,31 @@ def page(out: Path) -> Iterator[Page]:
         yield page
         browser.close()
         assert messages == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_fit_a_narrow_window_in_light_and_dark(page: Page, out: Path, tmp_path: Path, scheme: Any) -> None:
+    run = make_run(tmp_path / "0")
+    rows = [{"slide_id": f"{number:032}", "provider": "radboud", "dice": number / 500} for number in range(500)]
+    write_table(run / "test_slides.csv", rows)
+    (run / "summary.json").write_text(json.dumps(fill_summary(SUMMARY)))
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 800, "height": 1000})
+    whole = [out / "report.html", out / "a" / "slide.html", write_run_page(run), write_sweep(tmp_path)]
+    for path in whole:
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 800, path
+        assert page.locator(".was").is_visible()
+    page.goto(whole[2].as_uri())
+    assert page.locator(".folded").is_visible()
+    assert not page.locator(".side").is_visible()
+    assert page.locator(".scroll.long").first.evaluate("(box) => box.clientHeight < box.scrollHeight / 5")
+    paper = page.locator("body").evaluate("(body) => getComputedStyle(body).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+    page.set_viewport_size({"width": 1400, "height": 1000})
+    link = page.locator(".side a").last
+    link.click()
+    assert page.evaluate("decodeURIComponent(location.hash)") == link.get_attribute("href")
 
 
 def open_slide(page: Page, out: Path, name: str) -> None:
@@ -195,7 +226,7 @@ def test_page_of_graded_slide_shows_attention(page: Page, out: Path, tmp_path: P
 
 
 def test_legend_of_classes_follows_the_threshold(page: Page, tmp_path: Path) -> None:
-    run(tmp_path, find_classes("gleason"))
+    run_with_classes(tmp_path, find_classes("gleason"))
     open_slide(page, tmp_path / "out", "a")
     texts = page.locator("#viewer .classes b")
     colours = page.locator("#viewer .colours")
