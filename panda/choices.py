@@ -8,11 +8,13 @@ the same.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from typing import NoReturn
 
-from panda.errors import ConfigError
+from panda.errors import ConfigError, describe_path_error
 
 _INSTALLED = Path(__file__).resolve().parent / "conf"
 CONF = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / "conf"
@@ -51,9 +53,10 @@ def check_own_conf(own: Path) -> None:
     """Refuse a user's own file with the name of a file of the package; unchanged copies are left out.
 
     Raises:
-        ConfigError: With all such files.
+        ConfigError: With all such files, or if a folder cannot be read.
     """
-    files = [(path, CONF / path.relative_to(own)) for path in sorted(own.rglob("*.yaml"))]
+    folders = sorted(place for place, _, _ in os.walk(own, onerror=_refuse))
+    files = [(path, CONF / path.relative_to(own)) for folder in folders for path in list_yaml(Path(folder))]
     if faults := [
         f"{path}: the package has another file of this name, {known}: rename yours, or work in another folder"
         for path, known in files
@@ -65,4 +68,20 @@ def check_own_conf(own: Path) -> None:
 def find_files(group: str) -> dict[str, Path]:
     """Return the files of a group, such as `encoders`, by their sorted names."""
     folders = [CONF / group, *([own / group] if (own := find_own_conf()) else [])]
-    return dict(sorted({path.stem: path for folder in reversed(folders) for path in folder.glob("*.yaml")}.items()))
+    return dict(sorted({path.stem: path for folder in reversed(folders) for path in list_yaml(folder)}.items()))
+
+
+def list_yaml(folder: Path) -> list[Path]:
+    """Return the YAML files of a folder, sorted; none without a folder.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".yaml") if folder.is_dir() else []
+    except OSError as error:
+        _refuse(error)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise ConfigError(describe_path_error(error)) from error

@@ -65,10 +65,9 @@ class CheckpointError(PandaError):
 
 _OF_PATHS = (
     dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room; finished work is kept")
-    | dict.fromkeys(
-        (errno.EROFS, errno.EACCES, errno.EPERM), "give a folder that can be written, or change its permissions"
-    )
+    | dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions, or give another path")
     | {
+        errno.EROFS: "give a folder that can be written",
         errno.EFBIG: "raise the limit on file size (ulimit -f), or use another file system",
         errno.EISDIR: "a folder is in the place of a file: move it",
         errno.ENOTDIR: "a file is in the place of a folder: move it",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import logging
@@ -90,6 +91,21 @@ def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
             yield entry
             if entry.is_dir(follow_symlinks=False):
                 yield from walk(entry.path)
+
+
+def find_paths(pattern: str) -> list[Path]:
+    """Return the paths that match a glob, sorted. `**` is any number of folders.
+
+    Raises:
+        OSError: If a folder in which names are searched cannot be read, which `glob` passes over.
+    """
+    parts = Path(pattern).parts
+    for number, part in enumerate(parts):
+        if glob.has_magic(part):
+            searched = os.path.join(".", *parts[: number + (part == "**")], "")
+            for folder in glob.glob(searched, recursive=True):
+                os.scandir(folder).close()
+    return sorted(map(Path, glob.glob(pattern, recursive=True)))
 
 
 def sync_entry(path: Path) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, Strict, TypeA
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from panda.errors import ConfigError, PandaError, raise_exhaustion, suggest
+from panda.errors import ConfigError, PandaError, describe_path_error, raise_exhaustion, suggest
 
 PathValue = Annotated[Path, Strict(False)]
 """A path, which YAML writes as text."""
@@ -241,6 +241,9 @@ def _find_faults(check: Callable[[Any], Iterable[str] | None], settings: Setting
     except PandaError as error:
         raise_exhaustion(error)
         faults += error.faults if isinstance(error, ConfigError) else [str(error)]
+    except OSError as error:
+        raise_exhaustion(error)
+        faults.append(describe_path_error(error))
     return faults
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +17,7 @@ from panda.data.manifest import SlideRecord
 from panda.data.settings import ResolutionSettings
 from panda.data.splits import Split
 from panda.errors import CheckpointError, ConfigError
+from panda.files import find_paths
 from panda.inference.canvas import Canvas
 from panda.inference.compute import EngineSettings
 from panda.inference.predictor import SegmentationPredictor
@@ -110,13 +110,13 @@ class Guidance:
         With `cross_fit` there must be two or more, each of another fold and all of one resolution.
         """
         paths = [] if given is None else [Path(given)]
-        if not cross_fit and given and not Path(given).exists() and (several := glob.glob(given, recursive=True)):
+        if not cross_fit and given and not Path(given).exists() and (several := find_paths(given)):
             raise ConfigError(
                 f"segmentation_checkpoint={given} matches {len(several)} files: give one of them, or "
                 "tiles.cross_fit=true to guide each slide by one that has not seen it"
             )
         if cross_fit:
-            paths = sorted(Path(path) for path in glob.glob(str(given), recursive=True))
+            paths = find_paths(str(given))
             if len(paths) < 2:
                 raise ConfigError(
                     f"segmentation_checkpoint={given}: tiles.cross_fit=true needs checkpoints of several folds, and "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from panda.data.manifest import SlideRecord, read_manifest
 from panda.data.slide_files import SLIDE_SUFFIXES, sort_slide_files
 from panda.data.slide_rows import ID_COLUMNS, TABLE, find_id_column
 from panda.errors import ConfigError, ManifestError
+from panda.files import find_paths
 from panda.settings import Names, Text, format_value, quote
 from panda.tables import read_user_table
 from panda.tasks.checkpoint import Checkpoint
@@ -81,7 +81,7 @@ def _find_named(given: str) -> FoundSlides:
             folder = path / "train_images" if (path / "train_images").is_dir() else path
             files = sort_slide_files(folder.iterdir())
         else:
-            files = sort_slide_files(map(Path, glob.glob(given, recursive=True)))
+            files = sort_slide_files(find_paths(given))
         found, passed_over = list(files.slides), files.describe_passed_over()
     if not found:
         raise ConfigError(

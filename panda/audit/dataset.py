@@ -21,7 +21,7 @@ from panda.data.shard import Shard
 from panda.data.slide_files import sort_slide_files
 from panda.data.slide_records import NamedSlides
 from panda.data.slide_rows import IMAGES, TABLE, SlideRow, read_rows
-from panda.errors import ConfigError, PandaError
+from panda.errors import ConfigError, PandaError, describe_path_error
 from panda.files import hold_lock, is_locked, remove_leftovers
 from panda.progress import Progress
 from panda.tables import write_table
@@ -202,7 +202,11 @@ def check_output(out: Path, root: Path, *, slides: bool = True) -> None:
 def _log_unlisted(table: Sequence[SlideRow], folder: Path) -> None:
     """Log how many files in the folder of the slides are in no row of the table."""
     listed = {row.image_path.name for row in table}
-    files = sort_slide_files(path for path in folder.glob("*") if path.name not in listed)
+    try:
+        files = sort_slide_files(path for path in folder.iterdir() if path.name not in listed)
+    except OSError as error:
+        log.warning("files in no row of %s cannot be listed: %s", TABLE, describe_path_error(error))
+        return
     unlisted = [f"{len(files.slides)} slides"] * bool(files.slides)
     if text := ", ".join([*unlisted, files.describe_passed_over()]).removesuffix(", "):
         log.info("%s: in no row of %s: %s", folder, TABLE, text)

@@ -7,7 +7,6 @@ for `data=table`. Regions that were not changed give exactly the predicted tumou
 from __future__ import annotations
 
 import argparse
-import glob
 import hashlib
 import json
 import sys
@@ -24,7 +23,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from panda.choices import name_command, name_tool
 from panda.data.slide_entry import FileIdentity
 from panda.errors import ManifestError, MaskError, PandaError
-from panda.files import hold_lock, write_beside
+from panda.files import hold_lock, walk, write_beside
 from panda.stored import PathText, Share, read_model
 from panda.tables import read_user_table, write_table
 from panda.wsi.annotations.source import AnnotationSource, is_annotation_file, read_annotations
@@ -196,11 +195,15 @@ def read_correction(path: Path, slides: Path, labels: str, *, empty_means_benign
 
 def _find_slide(folder: Path, name: str) -> Path:
     """Return the file of a name in a folder or below it; raise ManifestError if there is none, or several."""
-    found = [folder / name] if (folder / name).is_file() else sorted(folder.rglob(glob.escape(name)))
+    found = [folder / name] if (folder / name).is_file() else _search(folder, name)
     if len(found) != 1:
         several = f": {', '.join(map(str, found))}" if found else ""
         raise ManifestError(f"{folder} has {len(found)} files {name!r}{several}; give the slide itself with --slides")
     return found[0]
+
+
+def _search(folder: Path, name: str) -> list[Path]:
+    return sorted(Path(entry.path) for entry in walk(folder) if entry.name == name)
 
 
 def _has_benign_rest(label_map: LabelMap) -> bool:

@@ -129,9 +129,17 @@ def find_feature_files(folder: Path) -> dict[str, Path]:
 
 
 def _list_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of features in a folder and the folders in it; links are followed, each folder once."""
+    """Yield the files of features in a folder and the folders in it; links are followed, each folder once.
+
+    Raises:
+        OSError: If a folder cannot be read.
+    """
     seen = set()
-    for place, inside, names in os.walk(folder, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, inside, names in os.walk(folder, followlinks=True, onerror=refuse):
         own = os.stat(place)
         is_new = (own.st_dev, own.st_ino) not in seen
         seen.add((own.st_dev, own.st_ino))

@@ -108,8 +108,7 @@ def list_stores(store_root: Path | str) -> tuple[list[StoredPatches], list[str]]
     if not root.is_dir():
         raise ManifestError(f"{root}: no such folder; data.store_root is the folder of the patch stores")
     found, faults = [], []
-    for path in sorted(root.glob(f"*/{STORE_FILE}")):
-        store = path.parent
+    for store in sorted(path for path in root.iterdir() if (path / STORE_FILE).is_file()):
         try:
             settings = read_store(store)
             finished = [file.parent for file in store.glob(f"*/{SLIDE_FILE}") if not file.parent.name.startswith(".")]

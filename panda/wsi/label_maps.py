@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
-from panda.choices import CONF, find_own_conf
+from panda.choices import CONF, find_own_conf, list_yaml
 from panda.errors import ConfigError, MaskError, suggest
 
 FOLDER = CONF / "label_maps"
@@ -114,7 +114,7 @@ def load_label_maps(*folders: Path) -> Mapping[str, LabelMap]:
     found: dict[str, LabelMap] = {}
     faults: list[str] = []
     paths: dict[str, Path] = {}
-    for path in [path for folder in folders for path in sorted(folder.glob("*.yaml"))]:
+    for path in [path for folder in folders for path in list_yaml(folder)]:
         if path.stem in found:
             continue
         if (other := paths.setdefault(path.stem.casefold(), path)) is not path:
