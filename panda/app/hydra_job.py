@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ _arguments: list[list[str]] = []
 
 def register_resolvers() -> None:
     """Register resolvers under the names of their functions."""
-    for resolver in (choices_made, job_folder, loss_of_kind, run_folder, sweep_folder):
+    for resolver in (choices_made, job_folder, loss_of_kind, plain_name, run_folder, sweep_folder):
         OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
@@ -88,6 +89,11 @@ def find_output_folder() -> Path:
 def loss_of_kind(kind: str) -> str:
     """Return the class of the loss of a kind of target, see `conf/loss/by_kind.yaml`; `auto` is `isup` or `cancer`."""
     return _LOSS_CLASSES.get(str(kind), "torch.nn.CrossEntropyLoss")
+
+
+def plain_name(text: str) -> str:
+    """Return a text as one name of a folder: a path in it, such as that of `features`, makes no folders in folders."""
+    return str(text).replace("/", "_").replace(os.sep, "_")
 
 
 def run_folder(resume: str | None, task: str, name: str | None, now: str) -> str:
