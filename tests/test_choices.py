@@ -49,7 +49,15 @@ def test_own_choices_are_found_by_name(own: Path) -> None:
     [
         (b"a: [\n", r"conf/model/mine\.yaml, line 2: no YAML \(.*\); correct the file"),
         (b"\xff", r"conf/model/mine\.yaml: no YAML \(.*\); correct the file"),
-        (b"defaults: 3\n", r"'model/mine', defaults must be a list"),
+        (b"defaults: 3\n", r"conf/model/mine\.yaml: .*defaults must be a list \(got int\); correct the file"),
+        (
+            b"# @package hydra\nmode: x\n",
+            r"conf/model/mine\.yaml: hydra\.mode: Invalid value 'x', .*; correct the file",
+        ),
+        (b"defaults:\n  - a: b\n", r"conf/model/mine\.yaml: Could not find 'model/a/b'; correct the file"),
+        (b"defaults: [mine]\n", r"recursion depth exceeded.*; correct .*conf/model/mine\.yaml"),
+        (b"x: ${a\n", r"no viable alternative at input '\${a'; correct .*conf/model/mine\.yaml"),
+        (b"3\n", r"Invalid loaded object type: int; correct .*conf/model/mine\.yaml"),
     ],
 )
 def test_own_file_that_is_broken_is_named_and_help_passes_over_it(own: Path, content: bytes, said: str) -> None:
@@ -81,3 +89,13 @@ def test_find_own_conf_passes_over_conf_of_package(tmp_path: Path, monkeypatch: 
     os.symlink(CONF, tmp_path / "conf")
     assert find_own_conf() is None
     assert find_files("classes") == {"gleason": CONF / "classes" / "gleason.yaml"}
+
+
+@pytest.mark.parametrize("command", ["infer", "features"])
+def test_folder_of_a_job_is_one_name_for_paths_in_all_keys(command: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        keys = [str(key) for key in compose(command) if key not in ("run_dir", "engine", "quantify", "cluster")]
+        cfg = compose(command, [*(f"{key}=/a/{key}" for key in keys), "output=out"], return_hydra_config=True)
+        subdir = cfg.hydra.sweep.subdir
+    assert "=_a_" in subdir
+    assert "/" not in subdir

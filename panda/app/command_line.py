@@ -75,10 +75,30 @@ def explain(error: Exception, arguments: Sequence[str], entry_point: str = "") -
     if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
         said = _explain_broken_file(error)
     else:
-        said = (
-            f"{str(error).splitlines()[0]}; the arguments were {shlex.join(arguments)}, --help lists choices and keys"
+        said = _explain_own_choice(error, arguments) or (
+            f"{_shorten(error)}; the arguments were {shlex.join(arguments)}, --help lists choices and keys"
         )
     return said, None
+
+
+def _shorten(error: Exception) -> str:
+    """Return the first line of an error of Hydra that says why, without the name of a choice before it."""
+    lines = (str(error) or str(error.__cause__)).splitlines()
+    first = lines[1] if lines[0].endswith("raised while composing config:") and lines[1:] else lines[0]
+    return re.sub(r"^In '[^']+': ", "", first)
+
+
+def _explain_own_choice(error: Exception, arguments: Sequence[str]) -> str:
+    """Return which file of the user's own choices Hydra cannot use, its key and why; empty if there is none."""
+    if (own := find_own_conf()) is None:
+        return ""
+    message = str(error) or str(error.__cause__)
+    if (named := re.search(r"[Ii]n '([^']+)'", message.splitlines()[0])) is not None:
+        file, key = own / f"{named[1]}.yaml", re.search(r"full_key: (\S+)", message)
+        return f"{file}: {f'{key[1]}: ' if key else ''}{_shorten(error)}; correct the file" if file.is_file() else ""
+    typed = (text.partition("=") for text in arguments)
+    files = [str(file) for group, _, choice in typed if (file := own / group / f"{choice}.yaml").is_file()]
+    return f"{_shorten(error)}; correct {', '.join(files)}" if files else ""
 
 
 def _takes(entry_point: str, key: str, node: Mapping[Any, Any]) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic.fields import FieldInfo
 
 from panda.app.command_line import list_defaults, suggest_key
@@ -211,7 +212,7 @@ def _list_further_groups(groups: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def _read_defaults(path: Path) -> list[Any]:
     """Return the entries by which a file of a group begins; none of a file that no command can read."""
-    with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError, OSError):
+    with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException):
         return list_defaults(OmegaConf.to_container(OmegaConf.load(path)))
     return []
 
