@@ -76,13 +76,16 @@ def test_describe_sweep_has_common_facts_and_its_command(tmp_path: Path) -> None
     jobs = [Job(f"{k}", {"seed": f"{k}"}, "done", own, "", "", 0) for k, own in enumerate(summaries)]
     make_run(tmp_path / "0")
     (tmp_path / "multirun.yaml").write_text("hydra: {overrides: {task: ['seed=0,1', 'name=a b']}}\n")
-    head = describe_sweep(tmp_path, jobs, ["seed"], [("epochs", "12")])
+    head = describe_sweep(tmp_path, jobs, ["data.fold"], [("epochs", "12")], jobs[:1])
     shown = list_shown(head)
     assert (shown["Jobs"], shown["Network"], shown["Data"]) == ("2", "deeplabv3", "/slides")
     assert not {"Seed", "epochs"} & shown.keys(), "it differs, or is in the command"
     assert head.commands[0][1].endswith(" -m seed=0,1 'name=a b'")
+    commands = dict(head.commands)
+    assert commands["Pool the folds"].endswith(f" {tmp_path / '0'} {tmp_path / '1'}")
+    assert f"checkpoint={tmp_path / '0' / 'checkpoints' / 'best.ckpt'}" in commands["Use the best"]
     (tmp_path / "multirun.yaml").unlink()
-    head = describe_sweep(tmp_path, jobs, ["model"], [("epochs", "12")])
+    head = describe_sweep(tmp_path, jobs, ["model"], [("epochs", "12")], jobs)
     assert "Network" not in list_shown(head)
     assert list_shown(head)["epochs"] == "12"
     assert [name for name, _ in head.commands] == ["Read the jobs again"]

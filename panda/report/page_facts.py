@@ -87,7 +87,11 @@ def describe_inference(folder: Path, summary: InferenceSummary | None, slides: i
         ("Made", format_date(summary.date)),
         ("Commit", summary.commit or ""),
     ]
-    commands = [("Made by", write_command("infer", summary.overrides))]
+    scored = (folder / "test_slides.csv").is_file()
+    commands = [
+        ("Made by", write_command("infer", summary.overrides)),
+        ("Compare", name_tool("panda.report.compare", folder, "OTHER_RUN") if scored else ""),
+    ]
     return PageHead("Inference", folder.name, facts, keep_known(commands))
 
 

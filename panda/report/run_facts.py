@@ -25,7 +25,7 @@ from panda.report.page_facts import (
 )
 from panda.report.run_folder import read_text, try_read
 from panda.report.run_summary import EvaluationSummary, GradingSummary, RunSummary, SegmentationSummary
-from panda.report.sweep_jobs import Job
+from panda.report.sweep_jobs import REPEATS, Job
 from panda.report.table import format_value
 from panda.report.tested_run import Tested
 
@@ -167,10 +167,13 @@ def _infer(best: Path, config: Mapping[str, Any]) -> str:
     return write_own_command("infer", f"checkpoint={guide}", f"grading_checkpoint={best}", "slides=SLIDES", end)
 
 
-def describe_sweep(folder: Path, jobs: Sequence[Job], varied: Sequence[str], constant: Sequence[Fact]) -> PageHead:
+def describe_sweep(
+    folder: Path, jobs: Sequence[Job], varied: Sequence[str], constant: Sequence[Fact], best: Sequence[Job]
+) -> PageHead:
     """Return the head of the page of a sweep: what all its jobs have in common.
 
-    Of the configurations only the first is read, unless choices that it says differ between the jobs.
+    Of the configurations only the first is read, unless choices that it says differ between the jobs. `best` are the
+    finished jobs of the best choice.
     """
     states = Counter(job.state for job in jobs)
     done = [(job.name, job.summary) for job in jobs if job.summary]
@@ -189,8 +192,19 @@ def describe_sweep(folder: Path, jobs: Sequence[Job], varied: Sequence[str], con
     words = [str(word) for word in typed] if isinstance(typed, list) else None
     command = write_command("train", ["-m", *words]) if words is not None else ""
     facts += [] if command else constant
-    commands = [("Trained by", command), ("Read the jobs again", name_tool("panda.report.sweep", folder))]
+    commands = [("Trained by", command), *_list_next_of_sweep(folder, [name for name, _ in done], varied, best)]
     return PageHead("Sweep", folder.name, facts, keep_known(commands))
+
+
+def _list_next_of_sweep(folder: Path, done: Sequence[str], varied: Sequence[str], best: Sequence[Job]) -> list[Command]:
+    """Return the commands that follow a sweep; `done` are the names of its finished jobs."""
+    commands = [("Read the jobs again", name_tool("panda.report.sweep", folder))]
+    if "data.fold" in varied and set(varied) <= set(REPEATS) and len(done) > 1:
+        commands.append(("Pool the folds", name_tool("panda.report.folds", *(folder / name for name in done))))
+    if len(best) == 1 and (checkpoint := folder / best[0].name / "checkpoints" / "best.ckpt").is_file():
+        config = read_config(folder / best[0].name / "config.yaml")
+        commands.append(("Use the best", _infer(checkpoint, config)))
+    return commands
 
 
 def _list_common(facts: Sequence[Sequence[Fact]]) -> list[Fact]:

@@ -253,7 +253,7 @@ def _write_sweep(sweep_dir: Path, jobs: Sequence[Job]) -> Path:
     return write_page(
         sweep_dir / "sweep.html",
         "sweep.html",
-        head=describe_sweep(sweep_dir, jobs, varied, constant),
+        head=describe_sweep(sweep_dir, jobs, varied, constant, best.done if best else ()),
         jobs=len(jobs),
         errors=_list_errors(jobs, varied),
         alarms=_warn(best, jobs, varied),
