@@ -187,6 +187,7 @@ def test_edited_inference_json_is_refused_or_same(output: Path) -> None:
         "last_run",
     )
     free += ("threshold", "quantify", "resolution", "compiled", "mpp_override", "allow_unknown_mpp")
+    free += ("overrides", "commit", "network", "patch_size")
     assert check_edits(output / "inference.json", lambda path: InferenceSummary.read(path.parent), free) > 100
 
 
