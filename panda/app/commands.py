@@ -19,6 +19,7 @@ from panda.errors import suggest
 TOOLS = {
     "search": ("panda.app.search", "search the best choices"),
     "sweep": ("panda.report.sweep", "write table and page of a sweep"),
+    "runs": ("panda.report.runs", "write one page over all runs below a folder"),
     "compare": ("panda.report.compare", "compare two runs slide by slide"),
     "folds": ("panda.report.folds", "pool the folds of a cross-validation"),
     "corrections": ("panda.data.corrections", "turn corrected regions into training masks"),

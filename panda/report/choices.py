@@ -5,6 +5,7 @@ Such jobs are never ranked against each other, because a fold is easy or hard by
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ class Choice:
     Attributes:
         values: The varied choices that they share.
         jobs: The jobs, those without figures included.
-        rows: Validation slides of each job with a table of them, by seed and fold; read if there are several jobs.
+        rows: Validation slides of each job, by seed, fold and number; read if there are several jobs with tables.
         score: Figure of `key` on validation over the slides of all jobs, or else the mean of the jobs; None without.
         interval: Its bootstrap 95 % interval over groups.
         is_mean: Whether `score` is the mean of several jobs.
@@ -100,12 +101,12 @@ def find_choices(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) ->
     ]
     repeats: dict[str, set[tuple[str, ...]]] = {}
     for choice in found:
-        repeats.setdefault(choice.first.subject, set()).update(map(_name_repeat, choice.done))
+        repeats.setdefault(choice.first.subject, set()).update(map(name_repeat, choice.done))
     ranked = [
-        replace(one, missing=len(repeats[one.first.subject].difference(map(_name_repeat, one.done))))
+        replace(one, missing=len(repeats[one.first.subject].difference(map(name_repeat, one.done))))
         for one in _measure_alike(found)
     ]
-    return sorted(ranked, key=_rank)
+    return sorted(ranked, key=rank_choice)
 
 
 def _measure_alike(found: Sequence[Choice]) -> list[Choice]:
@@ -126,7 +127,8 @@ def group_comparable(found: Sequence[Choice]) -> list[list[Choice]]:
     return list(groups.values())
 
 
-def _rank(choice: Choice) -> tuple[bool, int, tuple[float, str, float]]:
+def rank_choice(choice: Choice) -> tuple[bool, int, tuple[float, str, float]]:
+    """Return the rank of a choice by validation; the lowest is best, and choices without a figure come last."""
     return choice.score is None, choice.missing, rank_figure(choice.first, choice.key, choice.score)
 
 
@@ -136,15 +138,16 @@ def _measure(sweep_dir: Path, values: Mapping[str, str], jobs: Sequence[Job]) ->
     key, first = choice.key, choice.first
     if len(jobs) == 1:
         return Choice(values, jobs, {}, first.find_score("val"), first.find_interval("val"))
-    rows = {_name_repeat(job): _read_rows(sweep_dir, job) for job in choice.done}
-    is_whole = len(rows) == len(choice.done) and all(rows.values())
+    rows = _read_all_rows(sweep_dir, choice)
+    is_whole = all(rows.values())
     found = compute_figure([row for part in rows.values() for row in part], first.scoring, key) if is_whole else None
     if found is None:
         return replace(choice, rows=rows if is_whole else {}).take_mean()
     return Choice(values, jobs, rows, found.value, found.interval)
 
 
-def _name_repeat(job: Job) -> tuple[str, ...]:
+def name_repeat(job: Job) -> tuple[str, ...]:
+    """Return seed and fold of a job."""
     return tuple(job.choices.get(key, "") for key in REPEATS)
 
 
@@ -173,8 +176,19 @@ def pair_with_best(sweep_dir: Path, found: Sequence[Choice], most: int) -> dict[
 
 
 def _collect_rows(sweep_dir: Path, choice: Choice) -> Mapping[tuple[str, ...], Sequence[Row]]:
-    """Return the validation slides of each job of a choice, by seed and fold."""
-    return choice.rows or {_name_repeat(job): _read_rows(sweep_dir, job) for job in choice.done}
+    """Return the validation slides of each job of a choice, as they are known or from their files."""
+    return choice.rows or _read_all_rows(sweep_dir, choice)
+
+
+def _read_all_rows(sweep_dir: Path, choice: Choice) -> dict[tuple[str, ...], Sequence[Row]]:
+    """Read the validation slides of each job of a choice, by seed, fold, and the number of the job among the same."""
+    same = Counter[tuple[str, ...]]()
+    rows: dict[tuple[str, ...], Sequence[Row]] = {}
+    for job in choice.done:
+        repeat = name_repeat(job)
+        rows[(*repeat, str(same[repeat]))] = _read_rows(sweep_dir, job)
+        same[repeat] += 1
+    return rows
 
 
 def _pair(
@@ -248,7 +262,7 @@ def make_choices_table(found: Sequence[Choice], gaps: Mapping[str, Difference], 
         ends = ends if choice.interval is None else " to ".join(format_value(end, whole) for end in choice.interval)
         cells.append(Cell(format_value(choice.score, whole), choice.score, "no job has it", style="num", under=ends))
         cells.append(make_gap_cell(gaps.get(choice.name), choice in best, "not scored on the same slides as the best"))
-        cells += [_make_spread_cell(choice, *key) for key in keys]
+        cells += [make_spread_cell(choice, *key) for key in keys]
         cells += [
             Cell(format_value(mean, find_format(key)), mean, "no job has it", style="num")
             for key in more
@@ -264,7 +278,8 @@ def make_choices_table(found: Sequence[Choice], gaps: Mapping[str, Difference], 
     return Table(heads, rows)
 
 
-def _make_spread_cell(choice: Choice, split: str, key: str) -> Cell:
+def make_spread_cell(choice: Choice, split: str, key: str) -> Cell:
+    """Make the cell of mean, standard deviation and range of a figure over the jobs of a choice."""
     values, kind = choice.list_figures(split, key), find_format(key)
     if not values:
         return Cell(why="no job has it", style="num")

@@ -274,7 +274,7 @@ def pair_rows(names: tuple[str, str], tables: tuple[Sequence[Row], Sequence[Row]
     pairs = [(a[slide_id], b[slide_id]) for slide_id in sorted(a)]
     for one, other in pairs:
         for key, what in MUST_AGREE[scoring]:
-            was, is_ = (_read_truth(row, key) for row in (one, other))
+            was, is_ = (read_truth(row, key) for row in (one, other))
             if was != is_:
                 raise ManifestError(
                     f"the truth differs: for {one['slide_id']}, {what} is {was} in {names[0]} and {is_} in {names[1]}: "
@@ -283,7 +283,8 @@ def pair_rows(names: tuple[str, str], tables: tuple[Sequence[Row], Sequence[Row]
     return pairs
 
 
-def _read_truth(row: Row, key: str) -> str | float | None:
+def read_truth(row: Row, key: str) -> str | float | None:
+    """Read a column of `MUST_AGREE`: a number if it is one."""
     if key == "labelled_px":
         return (parse_number(row.get("tp_px")) or 0) + (parse_number(row.get("fn_px")) or 0)
     value = parse_number(row.get(key))

@@ -20,7 +20,7 @@ from panda.report.trivial_answers import LESS_IS_BETTER
 from panda.tables import read_output_table
 from panda.tasks.figures import Figures
 
-_JOB_FILES = frozenset({"overrides.txt", "summary.json", "config.yaml", END_FILE})
+JOB_FILES = frozenset({"overrides.txt", "summary.json", "config.yaml", END_FILE})
 STATES = {
     "done": "",
     "failed": "",
@@ -113,10 +113,10 @@ def parse_overrides(text: str) -> dict[str, str]:
     return choices
 
 
-def _read_job(folder: Path, waits: bool) -> Job | None:
-    """Read a job; None if the folder has none of its files. `waits`: another job is to evaluate it."""
+def read_job(folder: Path, waits: bool) -> Job | None:
+    """Read a job from its folder; None if the folder has none of its files. `waits`: another job is to evaluate it."""
     names = {entry.name for entry in os.scandir(folder)}
-    if not names & _JOB_FILES:
+    if not names & JOB_FILES:
         return None
     summary, fault = read_summary(folder) if "summary.json" in names else (None, "")
     state, error = "done", ""
@@ -142,7 +142,7 @@ def read_jobs(sweep_dir: Path) -> list[Job]:
     """Read the jobs of a sweep: every subfolder with a file of a job, in natural order of their names."""
     waiting = list_waiting(sweep_dir)
     folders = sorted((f for f in sweep_dir.iterdir() if f.is_dir()), key=lambda f: make_natural_key(f.name))
-    return [job for folder in folders if (job := _read_job(folder, folder.name in waiting)) is not None]
+    return [job for folder in folders if (job := read_job(folder, folder.name in waiting)) is not None]
 
 
 def is_successful(job: Job) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -12,12 +12,11 @@ from markupsafe import Markup
 
 from panda.files import hold_lock, remove_leftovers
 from panda.report.axes import GREY, PALETTE
-from panda.report.charts import Bar, Line, draw_bars, draw_lines
+from panda.report.charts import Line, draw_lines
 from panda.report.choices import (
     Choice,
     find_choices,
     group_comparable,
-    list_gap,
     list_repeat_rows,
     make_choices_table,
     make_gap_cell,
@@ -25,36 +24,40 @@ from panda.report.choices import (
 )
 from panda.report.effects import ScoredJob, draw_effect, find_effects
 from panda.report.interpretation import format_interval
+from panda.report.job_rows import (
+    MORE,
+    MOST_BARS,
+    Gaps,
+    draw_choices,
+    find_alarms,
+    list_more,
+    shorten_error,
+    warn_of_best,
+    write_jobs,
+)
 from panda.report.page import require_folder, write_page
-from panda.report.paired import Difference
 from panda.report.run_facts import describe_sweep
 from panda.report.run_page import read_threshold_line
 from panda.report.sweep_jobs import REPEATS, Job, label_job, read_jobs, split_choices
 from panda.report.table import Cell, Head, Table, find_format, format_value, make_cell, name_figure
-from panda.report.trivial_answers import Alarm, list_alarms
 from panda.tables import write_table
 
-_MORE = ("slide_specificity", "fp_mm2_benign_slides", "rule_qwk", "ece", "aurc")
-"""Figures of the table that judge no job, each if a job has it."""
-_MOST_BARS = 40
-_MOST_ERROR = 110
-Gaps = Mapping[str, Difference]
-_UNPAIRED = f"not scored on the same pixels of the same slides as the best, or not among the first {_MOST_BARS}"
+_UNPAIRED = f"not scored on the same pixels of the same slides as the best, or not among the first {MOST_BARS}"
 
 
 def _make_table(jobs: Sequence[Job], varied: Sequence[str], found: Sequence[Choice], gaps: Gaps | None) -> Table:
     """Lay out the jobs in the order of their choices; `gaps` is None if a choice has several jobs."""
     judged = list(dict.fromkeys(job.key for job in jobs if job.summary))
-    figures = [*judged, *_list_more(jobs)]
+    figures = [*judged, *list_more(jobs)]
     failed, taken = any(job.error for job in jobs), any(job.summary and job.summary.trained_by for job in jobs)
-    alarmed = any(_find_alarms(job) for job in jobs)
+    alarmed = any(find_alarms(job) for job in jobs)
     best = {same[0].name for same in group_comparable(found)}
     rows = []
     for job in jobs:
         state = Cell(job.state, style="bad" if job.error else "")
         row = [Cell(job.name, href=job.report), state]
         if alarmed:
-            alarms = _find_alarms(job)
+            alarms = find_alarms(job)
             text = ", ".join(dict.fromkeys(alarm.kind for alarm in alarms))
             row.append(Cell(text or " ", style="bad", why=" ".join(alarm.text for alarm in alarms)))
         row += [Cell(job.choices.get(k, ""), why="the default") for k in varied]
@@ -63,7 +66,7 @@ def _make_table(jobs: Sequence[Job], varied: Sequence[str], found: Sequence[Choi
         for key in figures:
             for split in ("val", "test"):
                 scores = job.find_scores(split)
-                lacking = f"the job has no {name_figure(key)}" if scores and key in _MORE else why
+                lacking = f"the job has no {name_figure(key)}" if scores and key in MORE else why
                 figure = make_cell(job.find_figure(split, key), find_format(key), lacking)
                 row.append(replace(figure, under=format_interval(scores.find_interval(key) if scores else None)))
                 if split == "val" and gaps and key in judged:
@@ -76,7 +79,7 @@ def _make_table(jobs: Sequence[Job], varied: Sequence[str], found: Sequence[Choi
             by = job.summary.trained_by if job.summary else None
             row.append(Cell(f"job {by}" if by else " "))
         if failed:
-            row.append(Cell(_shorten(job.error), style="pre") if job.error else Cell(" "))
+            row.append(Cell(shorten_error(job.error), style="pre") if job.error else Cell(" "))
         rows.append(row)
     heads = [Head("Job"), Head("State"), *[Head("Beware")] * alarmed, *(Head(k) for k in varied)]
     for key in figures:
@@ -90,64 +93,13 @@ def _make_table(jobs: Sequence[Job], varied: Sequence[str], found: Sequence[Choi
     return Table(heads, rows)
 
 
-def _list_more(jobs: Sequence[Job]) -> list[str]:
-    """Return the figures of `_MORE` that a job has and is not judged by."""
-    judged, splits = {job.key for job in jobs}, ("val", "test")
-    known = [key for key in _MORE if any(job.find_figure(split, key) is not None for job in jobs for split in splits)]
-    return [key for key in known if key not in judged]
-
-
-def _find_alarms(job: Job) -> list[Alarm]:
-    """Return what must not be overlooked in the figures of a job on validation, and on test if it was scored."""
-    return [alarm for split in ("val", "test") if (scores := job.find_scores(split)) for alarm in list_alarms(scores)]
-
-
-def _warn(best: Choice | None, jobs: Sequence[Job], varied: Sequence[str]) -> list[str]:
-    """Say what must not be overlooked in the best choice, and how many other jobs the table marks."""
-    if best is None:
-        return []
-    lines = []
-    for job in best.done:
-        which = "" if len(best.jobs) == 1 else f" (job {job.name}, {label_job(job, varied)})"
-        for split, name in (("val", "validation"), ("test", "test")):
-            if scores := job.find_scores(split):
-                lines += [f"The best on validation{which}, on {name}: {alarm.text}" for alarm in list_alarms(scores)]
-    marked = sum(bool(_find_alarms(job)) for job in jobs)
-    return [*lines, *([f"{marked} of {len(jobs)} jobs are marked in the table of all jobs."] if lines else [])]
-
-
-def _shorten(text: str) -> str:
-    text = " ".join(text.split()).replace("1 fault in the configuration: - ", "")
-    return text if len(text) <= _MOST_ERROR else f"{text[: _MOST_ERROR - 1]}…"
-
-
 def _list_errors(jobs: Sequence[Job], varied: Sequence[str]) -> list[tuple[str, str]]:
     """Return the errors that the table cuts short, each once, with the jobs that it ended."""
     ended: dict[str, list[str]] = {}
     for job in jobs:
-        if _shorten(job.error).endswith("…"):
+        if shorten_error(job.error).endswith("…"):
             ended.setdefault(job.error, []).append(f"{job.name} ({label_job(job, varied)})")
     return [(", ".join(names), error) for error, names in ended.items()]
-
-
-def _draw_bars(found: Sequence[Choice], varied: Sequence[str]) -> list[Markup]:
-    """Draw one chart for each figure: validation, which ranks a choice, with its interval; and test."""
-    charts = []
-    groups = group_comparable(found)
-    subjects = {same[0].first.subject for same in groups}
-    for same in groups:
-        key, bars = same[0].key, []
-        for choice in same[:_MOST_BARS]:
-            low, high = choice.interval or (None, None)
-            report = choice.jobs[0].report if len(choice.jobs) == 1 else ""
-            bars.append(Bar(choice.label(varied), choice.score or 0.0, low, high, choice.average("test", key), report))
-        title = name_figure(key) + f", {same[0].first.subject}" * (len(subjects) > 1)
-        title += f": the best {_MOST_BARS} of {len(same)}" if len(same) > _MOST_BARS else ""
-        tested = any(bar.other is not None for bar in bars)
-        unsure = any(bar.low is not None for bar in bars)
-        name = "validation, with its 95 % interval" if unsure else "validation"
-        charts.append(draw_bars(title, bars, (name, "test" if tested else "")))
-    return [chart for chart in charts if chart]
 
 
 def _draw_effects(jobs: Sequence[Job], varied: Sequence[str]) -> tuple[list[Markup], str]:
@@ -175,7 +127,7 @@ def _draw_curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) ->
     Jobs of one training share a curve, on which their thresholds are marked.
     """
     curves: dict[tuple[Any, ...], tuple[Line, list[Job]]] = {}
-    for job in jobs[:_MOST_BARS]:
+    for job in jobs[:MOST_BARS]:
         line = read_threshold_line(sweep_dir / job.name / "threshold_curve.csv", "", GREY)
         if job.summary and line.xs:
             curves.setdefault((tuple(line.xs), tuple(line.ys)), (line, []))[1].append(job)
@@ -193,37 +145,8 @@ def _draw_curves(sweep_dir: Path, jobs: Sequence[Job], varied: Sequence[str]) ->
                 marks.append((line.xs[nearest], line.ys[nearest], text))
         lines.append(Line(name, line.xs, line.ys, colour, marks))
     title = "Pooled Dice on validation; a ring is the threshold of a job"
-    title += f"; the best {_MOST_BARS} of {len(jobs)} jobs" if len(jobs) > _MOST_BARS else ""
+    title += f"; the best {MOST_BARS} of {len(jobs)} jobs" if len(jobs) > MOST_BARS else ""
     return draw_lines(title, lines, "threshold", y_label="pooled Dice", y_range=(0.0, 1.0), size=(1100, 400))
-
-
-def _write_jobs(path: Path, jobs: Sequence[Job], varied: Sequence[str], gaps: Gaps) -> None:
-    """Write every figure of every job as a table, each with the ends of its interval if it has one."""
-    columns_by_key = {"task": "task", "seed": "seed", "threshold": "threshold_used", "trained_by": "trained_by"}
-    columns_by_key = {key: column for key, column in columns_by_key.items() if column not in varied}
-    columns = ["job", "state", *varied, *columns_by_key.values()]
-    rows = []
-    for job in jobs:
-        row: dict[str, Any] = {"job": job.name, "state": job.state}
-        row |= {k: job.choices.get(k, "") for k in varied}
-        row |= {column: getattr(job.summary, key, None) for key, column in columns_by_key.items()}
-        for split in ("val", "test"):
-            if (scores := job.find_scores(split)) is None:
-                continue
-            for key, value in scores.numbers.items():
-                if value is not None:
-                    row[f"{split}_{key}"] = value
-                    if ends := scores.find_interval(key):
-                        row[f"{split}_{key}_low"], row[f"{split}_{key}_high"] = ends
-        row["beware"] = ", ".join(dict.fromkeys(alarm.kind for alarm in _find_alarms(job)))
-        rows.append(
-            row
-            | list_gap(gaps.get(job.name))
-            | {"seconds": getattr(job.summary, "seconds", None), "lost_slides": job.lost_slides, "error": job.error}
-        )
-    last = ["seconds", "lost_slides", "error"]
-    columns += [key for key in dict.fromkeys(key for row in rows for key in row) if key not in {*columns, *last}]
-    write_table(path, rows, [*columns, *last])
 
 
 def write_sweep(sweep_dir: Path, jobs: Sequence[Job] | None = None) -> Path:
@@ -241,9 +164,9 @@ def write_sweep(sweep_dir: Path, jobs: Sequence[Job] | None = None) -> Path:
 def _write_sweep(sweep_dir: Path, jobs: Sequence[Job]) -> Path:
     varied, constant = split_choices(jobs)
     found = find_choices(sweep_dir, jobs, varied)
-    gaps = pair_with_best(sweep_dir, found, _MOST_BARS)
+    gaps = pair_with_best(sweep_dir, found, MOST_BARS)
     repeated = bool(set(REPEATS) & set(varied))
-    _write_jobs(sweep_dir / "sweep.csv", jobs, varied, {} if repeated else gaps)
+    write_jobs(sweep_dir / "sweep.csv", jobs, varied, {} if repeated else gaps)
     if repeated:
         write_table(sweep_dir / "repeats.csv", list_repeat_rows(found, gaps))
     groups = group_comparable(found)
@@ -256,14 +179,14 @@ def _write_sweep(sweep_dir: Path, jobs: Sequence[Job]) -> Path:
         head=describe_sweep(sweep_dir, jobs, varied, constant, best.done if best else ()),
         jobs=len(jobs),
         errors=_list_errors(jobs, varied),
-        alarms=_warn(best, jobs, varied),
+        alarms=warn_of_best(best, jobs, varied),
         best=best and _lay_out_best(best, varied),
         table=_make_table(ordered, varied, found, None if repeated else gaps),
         gaps=len(gaps),
         undecided=sum(gap.interval is None or gap.interval[0] <= 0 <= gap.interval[1] for gap in gaps.values()),
-        bars=_draw_bars(found, varied),
+        bars=draw_choices(found, varied),
         effects=charts,
-        repeats=make_choices_table(found, gaps, _list_more(jobs)) if repeated else None,
+        repeats=make_choices_table(found, gaps, list_more(jobs)) if repeated else None,
         unsure=unsure,
         curves=_draw_curves(sweep_dir, ordered, varied),
     )

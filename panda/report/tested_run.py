@@ -41,7 +41,7 @@ def check_comparable(folders: tuple[Path, Path], summaries: tuple[Tested, Tested
         was, is_ = (values[key] for values in learned)
         if was != is_:
             raise ManifestError(f"{key} is {was} in {folders[0]} and {is_} in {folders[1]}: give two runs of one {key}")
-    a, b = (_find_resolution(*side) for side in zip(folders, summaries, strict=True))
+    a, b = (find_resolution(*side) for side in zip(folders, summaries, strict=True))
     for key, before in a.items():
         if before != b[key]:
             raise ManifestError(
@@ -56,7 +56,7 @@ def _describe_learned(summary: Tested) -> dict[str, str]:
     return {"task": "grading" if isinstance(summary, GradingSummary) else "segmentation", "target": target}
 
 
-def _find_resolution(folder: Path, summary: Tested) -> dict[str, JsonValue]:
+def find_resolution(folder: Path, summary: Tested) -> dict[str, JsonValue]:
     """Return the resolution at which pixels were scored; empty for a grading."""
     if isinstance(summary, GradingSummary):
         return {}

@@ -64,12 +64,15 @@ def bootstrap_interval(
     member, count = _number_groups(groups, len(rows))
     if count < 2:
         return math.nan, math.nan
-    members = [np.flatnonzero(member == group) for group in range(count)]
+    sizes, rows = np.bincount(member, minlength=count), rows[np.argsort(member, kind="stable")]
+    starts = sizes.cumsum() - sizes
     rng = np.random.default_rng(seed)
     drawn = np.empty(n)
     for turn in range(n):
-        picked = np.concatenate([members[group] for group in rng.integers(count, size=count)])
-        drawn[turn] = statistic(rows[picked])
+        groups_drawn = rng.integers(count, size=count)
+        lengths = sizes[groups_drawn]
+        shifts = starts[groups_drawn] - (lengths.cumsum() - lengths)  # from a place in the draw to a row
+        drawn[turn] = statistic(rows[np.repeat(shifts, lengths) + np.arange(lengths.sum())])
     return compute_percentile_interval(drawn)
 
 
