@@ -12,12 +12,18 @@ from panda.files import remove, write_whole
 MULTIRUN = "multirun.yaml"
 """The command of a sweep, which Hydra writes."""
 _sweeps: dict[Path, bytes | None] = {}
+_given: set[Path] = set()
 
 
-def remember_sweep(folder: Path) -> None:
-    """Remember a sweep with its `multirun.yaml`, which Hydra overwrites before it checks the jobs."""
+def remember_sweep(folder: Path, *, is_new: bool) -> None:
+    """Remember a sweep with its `multirun.yaml`, which Hydra overwrites before it checks the jobs.
+
+    `is_new`: the folder was made for this sweep.
+    """
     written = folder / MULTIRUN
     _sweeps[folder] = written.read_bytes() if written.is_file() else None
+    if not is_new:
+        _given.add(folder)
 
 
 def list_sweeps() -> list[Path]:
@@ -29,10 +35,11 @@ def close_sweeps() -> None:
     """Write the pages of sweeps whose launcher was ended, if a job has left something."""
     for folder in _sweeps:
         if folder.is_dir() and any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()):
-            from panda.report.sweep_page import write_sweep  # noqa: PLC0415
+            from panda.report.any_sweep import read_sweep  # noqa: PLC0415
 
             with contextlib.suppress(OSError, PandaError):
-                write_sweep(folder)
+                if (sweep := read_sweep(folder)).jobs:
+                    sweep.write()
 
 
 def restore_sweeps() -> None:
@@ -46,9 +53,10 @@ def restore_sweeps() -> None:
                 and {path.name for path in folder.iterdir()} <= {MULTIRUN, SUBMITIT}
                 and not has_submitted(folder)
             ):
-                remove(folder)
+                remove(folder / MULTIRUN if folder in _given else folder)
 
 
 def forget_sweeps() -> None:
     """Forget the sweeps, for a program that runs several entry points."""
     _sweeps.clear()
+    _given.clear()

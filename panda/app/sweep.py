@@ -1,4 +1,4 @@
-"""Run what waits for a job of a sweep after it, and write the table and page at the end."""
+"""End the jobs of a sweep, of trainings or of maps, and write the table and page of the whole."""
 
 from __future__ import annotations
 
@@ -31,34 +31,37 @@ class SweepPage(Callback):
         An unnamed sweep gets a folder of its own here, which its jobs read from an override.
         """
         folder = Path(config.hydra.sweep.dir)
-        if "name" in config and config.name is None:
-            folder = make_new_folder(folder)
+        is_new = not folder.exists()
+        if _trains(config) and config.name is None:
+            folder, is_new = make_new_folder(folder), True
             with open_dict(config), read_write(config):
                 config.hydra.sweep.dir = str(folder)
                 config.hydra.overrides.hydra.append(shlex.split(quote(f"hydra.sweep.dir={folder}"))[0])
-        remember_sweep(folder)
+        remember_sweep(folder, is_new=is_new)
         remove(folder / REFUSED)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Run the jobs that wait for the training of this one, in the process that ran it."""
         if config.hydra.mode == RunMode.MULTIRUN and not name_signal() and not find_launch().rank:
-            from panda.app.shared_training import run_registered  # noqa: PLC0415
-            from panda.app.train import train  # noqa: PLC0415
+            if _trains(config):
+                from panda.app.shared_training import run_registered  # noqa: PLC0415
+                from panda.app.train import train  # noqa: PLC0415
 
-            typed = list(config.allow_packages) if is_typed("allow_packages") else []
-            run_registered(guard(train), typed)
-            folder = find_output_folder()
+                typed = list(config.allow_packages) if is_typed("allow_packages") else []
+                run_registered(guard(train), typed)
             if not has_arguments() and (refusals := list_refusals()):
                 # The process that started the sweep sees no difference to a job without a figure.
-                write_whole(folder.parent / REFUSED / folder.name, "\n".join(refusals))
+                name = find_output_folder().name
+                write_whole(Path(config.hydra.sweep.dir) / REFUSED / name, "\n".join(refusals))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write the page and record failed jobs, after the last job."""
+        """Write the page and record failed jobs, after the last job.
+
+        Jobs of `infer.py` that only add slides to one output have no folders of their own, and no page of a sweep.
+        """
         # Imported here, because Hydra builds its callbacks even for --help.
-        from panda.report.ranking import describe_ranking  # noqa: PLC0415
+        from panda.report.any_sweep import read_sweep  # noqa: PLC0415
         from panda.report.run_folder import make_natural_key, read_text  # noqa: PLC0415
-        from panda.report.sweep_jobs import describe_states, is_successful, read_jobs  # noqa: PLC0415
-        from panda.report.sweep_page import write_sweep  # noqa: PLC0415
 
         folder = Path(config.hydra.sweep.dir)
         refused: dict[str, list[str]] = {}
@@ -66,10 +69,20 @@ class SweepPage(Callback):
             refused.setdefault(read_text(file), []).append(file.name)
         for reason, names in refused.items():
             refuse(PandaError(f"job{'s' * (len(names) > 1)} {', '.join(names)}: {reason}"), folder)
-        jobs = read_jobs(folder)
-        record_failed_jobs(sum(not is_successful(job) for job in jobs))
-        print("\n".join([describe_states(jobs), *describe_ranking(folder, jobs)]))
+        if not _trains(config) and not folder.is_dir():
+            return
+        sweep = read_sweep(folder)
+        if _trains(config):
+            record_failed_jobs(sweep.failed)
+        elif not sweep.jobs:
+            return
+        print("\n".join(sweep.describe()))
         try:
-            print(f"sweep: {write_sweep(folder, jobs)}")
+            print(f"sweep: {sweep.write()}")
         except OSError as error:  # Hydra would only warn, with exit status 0
             refuse(error, folder)
+
+
+def _trains(config: DictConfig) -> bool:
+    """Return whether the jobs are trainings. Maps of an earlier command may be in their output too."""
+    return "name" in config

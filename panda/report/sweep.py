@@ -12,10 +12,8 @@ from pathlib import Path
 
 from panda.choices import name_tool
 from panda.errors import PandaError
+from panda.report.any_sweep import read_sweep
 from panda.report.page import require_folder
-from panda.report.ranking import describe_ranking
-from panda.report.sweep_jobs import describe_states, is_successful, read_jobs
-from panda.report.sweep_page import write_sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,21 +21,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog=name_tool("panda.report.sweep"), description="Write sweep.csv and sweep.html from the folder of a sweep."
     )
-    parser.add_argument("folder", type=Path, help="runs/<task>/sweep-NAME")
+    parser.add_argument("folder", type=Path, help="runs/<task>/sweep-NAME, or the output of infer.py -m")
     folder = parser.parse_args(arguments).folder
     try:
         require_folder(folder)
         if (folder / "config.yaml").is_file():
             raise PandaError(f"{folder} is a run: give the folder of a sweep, runs/<task>/sweep-NAME")
-        if not (jobs := read_jobs(folder)) and not folder.resolve().name.startswith("sweep-"):
-            raise PandaError(f"{folder} has no jobs of a sweep: give the folder of a sweep, runs/<task>/sweep-NAME")
-        page = write_sweep(folder, jobs)
+        sweep = read_sweep(folder)
+        if not sweep.jobs and not folder.resolve().name.startswith("sweep-"):
+            raise PandaError(
+                f"{folder} has no jobs of a sweep: give the folder of a sweep, runs/<task>/sweep-NAME, or the output "
+                "of infer.py -m"
+            )
+        page = sweep.write()
     except (PandaError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    print("\n".join([describe_states(jobs), *describe_ranking(folder, jobs)]))
+    print("\n".join(sweep.describe()))
     print(f"sweep: {page}")
-    return int(not jobs or not all(map(is_successful, jobs)))
+    return int(not sweep.jobs or bool(sweep.failed))
 
 
 if __name__ == "__main__":

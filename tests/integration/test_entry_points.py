@@ -198,6 +198,10 @@ def test_infer_threshold_sweep_maps_each_slide_once(home: Path, trained_run: Pat
     }
     assert set(found) == {"threshold=0.001", "threshold=0.999"}
     assert found["threshold=0.001"] > found["threshold=0.999"]
+    assert (home / "out/sweep/sweep.html").is_file()
+    first, last = table(home / "out/sweep/sweep.csv")
+    assert float(first["median_tumor_percent_of_tissue"]) > float(last["median_tumor_percent_of_tissue"])
+    assert len(table(home / "out/sweep/sweep_slides.csv")) == 2
 
 
 def test_train_interrupted_run_resumes_in_its_folder(home: Path, trained_run: Path) -> None:
