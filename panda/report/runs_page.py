@@ -245,7 +245,7 @@ def _make_run_table(runs: Sequence[Job], numbers: Mapping[str, Any]) -> Table:
             Cell(f"{number}" if number else "", sort=number, why=_ALONE, style="num"),
             Cell(_name_task(run), why="the run has no figures"),
             Cell(_name_data(run), why="the run has no figures"),
-            Cell(" ".join(f"{key}={value}" for key, value in run.choices.items()) or " "),
+            Cell(" ".join(f"{key}={value}" for key, value in run.choices.items()) or " ", style="pre"),
             Cell(name_figure(run.key) if run.summary else "", why="the run has no figures"),
         ]
         for split in ("val", "test"):

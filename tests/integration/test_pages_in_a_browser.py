@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from panda.app.hydra_job import register_resolvers
 from panda.app.infer import infer
 from panda.inference.canvas import Canvas
 from panda.inference.quantify import QuantifySettings, slide_quantification
 from panda.report.run_page import write_run_page
+from panda.report.runs import main as write_all_runs
 from panda.report.slide_page import write_slide_page
 from panda.report.sweep_page import write_sweep
 from panda.tables import write_table
@@ -26,9 +27,11 @@ from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 from tests.checkpoints import grading_checkpoint, segmentation_checkpoint
 from tests.summaries import fill_summary
+from tests.test_compare import make_rows
 from tests.test_infer import CONF, draw
 from tests.test_infer_classes import run as run_with_classes
 from tests.test_page_heads import SUMMARY, make_run
+from tests.test_run_list import add_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -245,3 +248,20 @@ def test_legend_of_classes_follows_the_threshold(page: Page, tmp_path: Path) -> 
     colours.select_option("viridis")
     page.locator("#viewer .reset").click()
     assert measure_pane(page, "right")[0] != by_class
+
+
+def test_runs_page_filters_by_words_and_by_choice(page: Page, tmp_path: Path) -> None:
+    for model, dice in (("unet", 0.6), ("fpn", 0.7)):
+        add_run(tmp_path / "runs" / model, make_rows(), dice, f"model={model}")
+    assert write_all_runs([str(tmp_path / "runs")]) == 0
+    page.goto((tmp_path / "runs" / "runs.html").as_uri())
+    shown, group = page.locator("#shown"), page.locator("section")
+    assert shown.inner_text() == "2 of 2 runs"
+    page.fill("#filter input", "model=unet seed=0")
+    assert shown.inner_text() == "1 of 2 runs"
+    assert group.locator("tbody tr:visible td.id").all_inner_texts() == ["unet"]
+    page.locator("#filter select").select_option("model=fpn")
+    assert (shown.inner_text(), group.is_visible()) == ("0 of 2 runs", False)
+    page.locator("#filter button").click()
+    expect(shown).to_have_text("2 of 2 runs")
+    assert group.is_visible()
