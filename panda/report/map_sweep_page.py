@@ -12,10 +12,13 @@ from markupsafe import Markup
 from panda.files import hold_lock, remove_leftovers
 from panda.report.axes import GREY, TEST, VALIDATION
 from panda.report.charts import Line, draw_lines
+from panda.report.head import PageHead
 from panda.report.interpretation import format_interval
 from panda.report.job_rows import shorten_error
 from panda.report.map_jobs import SLIDE_COLUMNS, MapJob, list_slides, measure_spread
 from panda.report.page import write_page
+from panda.report.page_facts import keep_known, name_tool
+from panda.report.run_facts import write_sweep_command
 from panda.report.run_folder import parse_number
 from panda.report.sweep_jobs import label_job, split_choices
 from panda.report.table import Cell, Head, Table, find_format, format_value, make_cell, name_figure
@@ -53,15 +56,20 @@ def write_map_sweep(output: Path, jobs: Sequence[MapJob]) -> Path:
         return write_page(
             output / "sweep.html",
             "map_sweep.html",
-            name=output.name,
-            jobs=len(jobs),
-            slides=len(slides),
-            constant=constant,
+            head=_describe_maps(output, jobs, len(slides), constant),
             is_labelled=any(one.evaluation for one in jobs),
             charts=_draw_charts(jobs, varied),
             table=_make_job_table(jobs, varied),
             slide_table=_make_slide_table(jobs, varied, slides),
         )
+
+
+def _describe_maps(output: Path, jobs: Sequence[MapJob], slides: int, constant: Sequence[tuple[str, str]]) -> PageHead:
+    states = ", ".join(f"{count} {state}" for state, count in Counter(one.job.state for one in jobs).items())
+    commands = [("Made by", write_sweep_command("infer", output))]
+    commands.append(("Read the jobs again", name_tool("panda.report.sweep", output)))
+    facts = [("Jobs", f"{len(jobs)}: {states}"), ("Slides", f"{slides:,}"), *constant]
+    return PageHead("Maps with several settings", output.name, facts, keep_known(commands))
 
 
 def describe_maps(jobs: Sequence[MapJob]) -> list[str]:
@@ -155,7 +163,7 @@ def _draw_charts(jobs: Sequence[MapJob], varied: Sequence[str]) -> list[Markup]:
     xs = [x for x, _ in shares]
     names = {1: ("median of the slides", VALIDATION), 0: ("quartiles", GREY), 2: ("quartiles", GREY)}
     lines = [Line(name, xs, [found[k] for _, found in shares], colour) for k, (name, colour) in names.items()]
-    charts = [draw_lines("Tumour, % of the tissue", lines, varied[0])]
+    charts = [draw_lines("Tumour, % of the tissue", lines, varied[0], y_label="% of the tissue")]
     scores = []
     for key, colour in (("dice", VALIDATION), ("dice_mean_slide", TEST)):
         points = [
@@ -164,7 +172,7 @@ def _draw_charts(jobs: Sequence[MapJob], varied: Sequence[str]) -> list[Markup]:
             if one.evaluation and (value := one.evaluation.test.numbers.get(key)) is not None
         ]
         scores.append(Line(name_figure(key), [x for x, _ in points], [y for _, y in points], colour))
-    charts.append(draw_lines("Against the labels", scores, varied[0], y_range=(0.0, 1.0)))
+    charts.append(draw_lines("Against the labels", scores, varied[0], y_label="Dice", y_range=(0.0, 1.0)))
     return [chart for chart in charts if chart]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from panda import choices
 from panda.choices import name_command
 from panda.inference.slide_result import SlideFacts, SlideResult
 from panda.report.head import PageHead
@@ -56,7 +57,7 @@ def write_own_command(name: str, *settings: str) -> str:
 
 def name_tool(module: str, *words: str | Path) -> str:
     """Return the command of a module with its arguments."""
-    return " ".join(["python -m", module, *(shlex.quote(str(word)) for word in words)])
+    return " ".join([choices.name_tool(module), *(shlex.quote(str(word)) for word in words)])
 
 
 def keep_known(commands: Iterable[Command]) -> list[Command]:

@@ -51,6 +51,12 @@ def _find(content: Mapping[str, Any], *keys: str) -> Any:
     return found
 
 
+def write_sweep_command(name: str, folder: Path) -> str:
+    """Return the command that began a sweep; empty if it is unknown."""
+    typed = _find(read_config(folder / "multirun.yaml"), "hydra", "overrides", "task")
+    return write_command(name, ["-m", *map(str, typed)]) if isinstance(typed, list) else ""
+
+
 def describe_run(run_dir: Path, summary: RunSummary | None) -> PageHead:
     """Return the head of the page of a training run."""
     config = read_config(run_dir / "config.yaml")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from panda.choices import name_tool
 from panda.files import hold_lock, remove_leftovers
 from panda.report.choices import Choice, make_gap_cell, make_spread_cell, pair_with_best
+from panda.report.head import PageHead
 from panda.report.interpretation import format_interval
 from panda.report.job_rows import Gaps, find_alarms, list_more, shorten_error, warn_of_best, write_jobs
 from panda.report.page import write_page
+from panda.report.page_facts import name_tool
 from panda.report.run_list import RunGroup, group_runs
 from panda.report.sweep_jobs import REPEATS, Job
 from panda.report.table import Cell, Head, Table, find_format, format_value, make_cell, name_figure
@@ -42,7 +42,7 @@ class Section:
         alarms: What must not be overlooked in the best choice.
         lead: The best choice in a sentence.
         table: Its choices, the best on validation first.
-        commands: Commands to paste.
+        commands: What each command does, and the command.
     """
 
     number: int
@@ -52,7 +52,7 @@ class Section:
     alarms: Sequence[str]
     lead: str
     table: Table
-    commands: Sequence[str]
+    commands: Sequence[tuple[str, str]]
 
 
 def write_runs(root: Path, runs: Sequence[Job]) -> Path:
@@ -74,14 +74,18 @@ def write_runs(root: Path, runs: Sequence[Job]) -> Path:
             root / "runs.html",
             "runs.html",
             scripts=("page.js", "runs.js"),
-            folder=str(root),
-            count=len(runs),
-            states=Counter(run.state for run in runs).most_common(),
+            head=_describe_runs(root, runs, len(ranked)),
             filters=_list_filters(runs),
             sections=[_lay_out_group(root, number, group) for number, group in enumerate(ranked, 1)],
             alone=len(groups) - len(ranked),
             table=_make_run_table(runs, numbers),
         )
+
+
+def _describe_runs(root: Path, runs: Sequence[Job], ranked: int) -> PageHead:
+    states = ", ".join(f"{count} {state}" for state, count in Counter(run.state for run in runs).most_common())
+    facts = [("Runs", f"{len(runs)}: {states}"), ("Groups that can be compared", f"{ranked}")]
+    return PageHead("Runs", str(root), facts, [("Read the runs again", name_tool("panda.report.runs", root))])
 
 
 def _name_task(run: Job) -> str:
@@ -150,24 +154,20 @@ def _describe_best(group: RunGroup, gaps: Gaps) -> str:
     return "".join(parts)
 
 
-def _list_commands(root: Path, group: RunGroup) -> Iterator[str]:
+def _list_commands(root: Path, group: RunGroup) -> Iterator[tuple[str, str]]:
     """Yield the commands that compare the best two choices on test, and pool the folds of the best."""
     best, second = group.choices[:2]
     tested, others = ([run for run in choice.done if run.find_scores("test")] for choice in (best, second))
     pairs = ((other, run) for run in tested for other in others if _list_split(run) == _list_split(other))
     if (pair := next(pairs, None)) is not None:
-        yield _write_command("panda.report.compare", root, pair)
+        yield "Compare the best two", name_tool("panda.report.compare", *(root / run.name for run in pair))
     if len(set(map(_list_split, tested))) == len(tested) > 1:
-        yield _write_command("panda.report.folds", root, tested)
+        yield "Pool the folds of the best", name_tool("panda.report.folds", *(root / run.name for run in tested))
 
 
 def _list_split(run: Job) -> tuple[str, ...]:
     """Return what decides the split of the data."""
     return tuple(run.choices.get(key, "") for key in ("data.seed", "data.fold"))
-
-
-def _write_command(module: str, root: Path, runs: Sequence[Job]) -> str:
-    return " ".join([name_tool(module), *(shlex.quote(str(root / run.name)) for run in runs)])
 
 
 def _make_group_table(group: RunGroup, gaps: Gaps) -> Table:

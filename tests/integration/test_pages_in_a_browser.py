@@ -257,6 +257,8 @@ def test_runs_page_filters_by_words_and_by_choice(page: Page, tmp_path: Path) ->
     page.goto((tmp_path / "runs" / "runs.html").as_uri())
     shown, group = page.locator("#shown"), page.locator("section")
     assert shown.inner_text() == "2 of 2 runs"
+    page.set_viewport_size({"width": 800, "height": 1000})
+    assert page.evaluate("document.documentElement.scrollWidth") == 800
     page.fill("#filter input", "model=unet seed=0")
     assert shown.inner_text() == "1 of 2 runs"
     assert group.locator("tbody tr:visible td.id").all_inner_texts() == ["unet"]
