@@ -115,7 +115,11 @@ def audit(cfg: DictConfig) -> AuditSummary | None:
     """
     config = check(cfg)
     data, part = config.data, config.own_shard
-    from panda.app.audit_collection import require_all, write_results  # noqa: PLC0415  (--help does not wait for it)
+    from panda.app.audit_collection import (  # noqa: PLC0415  (--help does not wait for it)
+        require_all,
+        write_results,
+        write_results_once,
+    )
     from panda.app.collection import log_shard_end  # noqa: PLC0415
     from panda.app.slide_inspection import open_inspector  # noqa: PLC0415
     from panda.audit.dataset import WHOLE, Audit  # noqa: PLC0415
@@ -133,7 +137,7 @@ def audit(cfg: DictConfig) -> AuditSummary | None:
         return None
     if isinstance(config.cluster, WorkerCluster):
         require_all(found)
-    return write_results(found)
+    return write_results(found) if part is None else write_results_once(found)
 
 
 def check(cfg: DictConfig, faults: Faults | None = None) -> AuditConfig:

@@ -12,20 +12,23 @@ from omegaconf import DictConfig
 
 from panda.app.collection import CollectionConfig, read_folder
 from panda.app.entry_point import close_logs, log_to_file
+from panda.app.slide_tables import PAGE
 from panda.audit.audit_run import RUN_FILE, AuditRun
 from panda.audit.dataset import Audit
 from panda.audit.page import write_audit_page
-from panda.audit.tables import AUDIT, FINDINGS_TABLE, GROUPS, AuditSummary
+from panda.audit.tables import AUDIT, FINDINGS_TABLE, GROUPS, SUMMARY, AuditSummary
 from panda.choices import name_command
 from panda.data.findings import REFUSED_ROWS, find_file_check
 from panda.errors import PandaError
-from panda.files import hold_lock
+from panda.files import hold_lock, write_whole
 from panda.settings import format_override
 
 log = logging.getLogger(__name__)
 
 SPOILT_LABELS = ("missing_mask", "empty_mask_graded", "benign_mask_cancer_grade", "cancer_mask_benign_grade")
 """Warnings whose slides would train a segmentation wrongly."""
+_WRITTEN = ".written"
+"""File beside the records: fingerprint of what shards made tables and page from."""
 
 
 class AuditCollectionConfig(CollectionConfig):
@@ -64,6 +67,20 @@ def require_all(audit: Audit) -> None:
             f"others here ({missing}), and near-duplicates are found among all: inspect them with the same command; "
             "inspected slides are kept"
         )
+
+
+def write_results_once(audit: Audit) -> AuditSummary:
+    """Write tables and page as the last shard, unless one has written them since the last inspection."""
+    written, out = audit.records.folder / _WRITTEN, audit.out
+    with hold_lock(written):
+        found = audit.fingerprint() if audit.is_finished() else ""
+        has_all = all((out / name).is_file() for name in (SUMMARY, AUDIT, FINDINGS_TABLE, GROUPS, PAGE))
+        if found and has_all and written.is_file() and written.read_text(encoding="utf-8") == found:
+            log.info("tables and page have all slides already")
+            return AuditSummary.read(out)
+        summary = write_results(audit)
+        write_whole(written, found)
+        return summary
 
 
 def write_results(audit: Audit) -> AuditSummary:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 
 from panda.audit import tables
@@ -22,7 +23,7 @@ from panda.data.slide_files import sort_slide_files
 from panda.data.slide_records import NamedSlides
 from panda.data.slide_rows import IMAGES, TABLE, SlideRow, read_rows
 from panda.errors import ConfigError, PandaError, describe_path_error
-from panda.files import hold_lock, is_locked, remove_leftovers
+from panda.files import fingerprint, hold_lock, identity, is_locked, remove_leftovers
 from panda.progress import Progress
 from panda.tables import write_table
 from panda.wsi.slide import SlideOptions
@@ -156,6 +157,14 @@ class Audit:
     def has_all(self) -> bool:
         """Return whether each slide has a record, also if the system refused its files."""
         return all(map(self.records.has_record, self.slides))
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that tables and page are made from, if each slide has a record of its present files."""
+        table = self._root / TABLE if self._root.is_dir() else self._root
+        records = {row.slide_id: self.records.fingerprint_slide(row) for row in self.slides}
+        return fingerprint(
+            {"records": records, "table": identity(table), "choices": self.run.choices, "version": version("panda-wsi")}
+        )
 
     def list_missing(self) -> NamedSlides:
         """Return the slides without a record of their present files."""

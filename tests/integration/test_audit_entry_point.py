@@ -144,6 +144,11 @@ def test_audit_parts_write_same_bytes(
     assert err.count("shard 1/2 is done; the last one writes the tables, or python audit.py collect=out") == 1
     assert err.count("report: out/report.html") == 3
     monkeypatch.chdir(home / "shards")
+    for command in parts["shards"]:  # the array is submitted again
+        assert enter(monkeypatch, *typed, *command) == 0
+    err = capsys.readouterr().err
+    assert err.count("tables and page have all slides already") == 2
+    assert "report:" not in err
     for name in ("audit.csv", "groups.csv", "report.html"):
         Path("out", name).unlink()
     assert enter(monkeypatch, "collect=out") == 0
