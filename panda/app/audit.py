@@ -14,12 +14,12 @@ from panda.app.cluster import WorkerCluster
 from panda.app.config_check import check_config
 from panda.app.entry_point import close_logs, log_to_file
 from panda.app.hydra_job import find_idle_faults, is_multirun, list_overrides
-from panda.app.output_folder import find_other_command
+from panda.app.output_folder import OutputKeys
 from panda.app.registry import find_undeclared
 from panda.app.slide_division import DivisionKeys
 from panda.audit.audit_run import AuditRun
 from panda.data.settings import TableSettings
-from panda.settings import Settings, Text, count_cores, rule
+from panda.settings import Settings, count_cores, rule
 
 if TYPE_CHECKING:  # slow to import, see `audit`
     from panda.audit.tables import AuditSummary
@@ -49,15 +49,15 @@ class AuditSettings(Settings):
             yield "audit.deep=true needs audit.slides=true: the table alone has no tiles"
 
 
-class AuditConfig(DivisionKeys):
+class AuditConfig(DivisionKeys, OutputKeys):
     """Keys and nodes of `conf/audit.yaml`."""
+
+    entry_point: ClassVar[str] = "audit"
 
     data: TableSettings
     audit: AuditSettings
-    output: Text
     collect: None
     debug: bool
-    run_dir: Text
 
     @property
     def run(self) -> AuditRun:
@@ -71,10 +71,6 @@ class AuditConfig(DivisionKeys):
             empty_means_benign=data.empty_means_benign,
             choices=tuple(text for text in list_overrides() if text.startswith("data")),
         )
-
-    @rule
-    def _check_output(self) -> Iterator[str]:
-        yield from find_other_command(self.setting("output"), Path(self.output), "audit")
 
     @rule
     def _check_folder(self) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from panda.app.encoder_choice import USUAL_MPP, describe_scale, find_encoder
 from panda.app.hydra_job import find_idle_faults
-from panda.app.output_folder import find_other_command
+from panda.app.output_folder import OutputKeys
 from panda.app.sharded_slides import ShardedSlides
 from panda.data.feature_origin import FeatureFormat
 from panda.errors import ConfigError
@@ -36,14 +36,13 @@ _USUAL_SIZE = 256
 _MOST_OVERLAP = 0.9
 
 
-class FeaturesConfig(ShardedSlides):
+class FeaturesConfig(ShardedSlides, OutputKeys):
     """Keys and nodes of `conf/features.yaml`, which describes them."""
 
-    node: ClassVar[str] = ""
+    entry_point: ClassVar[str] = "features"
 
     encoder: Text
     encoder_weights: Text | None
-    output: Text
     tile_size: int | None = Field(ge=1, le=MOST_PATCH_PX)
     mpp: float | None = Field(ge=MPP_MIN, le=MPP_MAX)
     level: int | None = Field(ge=0)
@@ -54,7 +53,6 @@ class FeaturesConfig(ShardedSlides):
     pictures: bool
     debug: bool
     collect: None
-    run_dir: Text
 
     @functools.cached_property
     def card(self) -> EncoderCard:
@@ -134,10 +132,6 @@ class FeaturesConfig(ShardedSlides):
                 find_published(hub, self.card.revision, gated=self.card.gated, download=False)
 
     @rule
-    def _check_output(self) -> Iterator[str]:
-        yield from find_other_command(self.setting("output"), Path(self.run_dir), "features")
-
-    @rule
     def _check_resolution(self) -> Iterator[str]:
         if self.level is not None and self.mpp is not None:
             yield f"{self.setting('level')} and {self.setting('mpp')}: give at most one of them"
@@ -180,9 +174,7 @@ class FeaturesConfig(ShardedSlides):
     def _check_folder(self) -> Iterator[str]:
         # A folder without other features needs no comparison, which takes the hash of all weights.
         folder, known = Path(self.run_dir), self.encoder_weights not in DOWNLOADED
-        if folder.exists() and not folder.is_dir():
-            yield f"output={folder} is a file; give a folder"
-        elif known and (folder / SUMMARY).exists():
+        if known and (folder / SUMMARY).exists():
             yield from filter(None, [self.feature_output.find_fault()])
 
     @rule

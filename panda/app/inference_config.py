@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 from panda.app.cluster import WorkerCluster
 from panda.app.hydra_job import find_idle_faults
 from panda.app.inference_slides import SlideNames, check_labels_source, find_labelled_slides, find_slides
-from panda.app.output_folder import find_other_command
+from panda.app.output_folder import OutputKeys
 from panda.app.sharded_slides import ShardedSlides
 from panda.app.slide_division import Cluster
 from panda.data.feature_files import find_feature_files, read_origin
@@ -47,10 +47,11 @@ MAP_KEYS = (
 """Keys that only affect maps of slides."""
 
 
-class InferenceKeys(SlideSettings):
+class InferenceKeys(SlideSettings, OutputKeys):
     """Keys and nodes of `conf/infer.yaml`, which describes them."""
 
     node: ClassVar[str] = ""
+    entry_point: ClassVar[str] = "infer"
 
     quantify: QuantifySettings
     engine: EngineSettings
@@ -60,7 +61,6 @@ class InferenceKeys(SlideSettings):
     slides: SlideNames | None
     features: Text | None
     patients: Text | None
-    output: Text
     shard: Text | None
     collect: None
     threshold: Threshold
@@ -70,17 +70,12 @@ class InferenceKeys(SlideSettings):
     colour_map: ColourMap
     geojson: Features
     debug: bool
-    run_dir: Text
 
     def _read(self, name: str, kind: type[M]) -> Checkpoint[M]:
         try:
             return read_checkpoint(Path(getattr(self, name)), kind)
         except CheckpointError as error:
             raise CheckpointError(f"{self.setting(name)}: {error}") from error
-
-    @rule
-    def _check_output(self) -> Iterator[str]:
-        yield from find_other_command(self.setting("output"), Path(self.output), "infer")
 
 
 class InferenceConfig(ShardedSlides, InferenceKeys):

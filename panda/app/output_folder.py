@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
+
+from panda.settings import Settings, Text, format_value, rule
 
 _MARKS = {
     "checkpoints": ("train", "a training run"),
@@ -27,3 +30,26 @@ def find_other_command(setting: str, folder: Path, entry_point: str) -> Iterator
         if command != entry_point and (folder / mark).exists():
             yield f"{setting} is the folder of {what}: give a folder of its own"
             return
+
+
+class OutputKeys(Settings):
+    """The keys of a command that writes into a folder.
+
+    Attributes:
+        entry_point: The command.
+        output: The folder.
+        run_dir: The folder of this job, which a multirun makes below the output.
+    """
+
+    node: ClassVar[str] = ""
+    entry_point: ClassVar[str]
+
+    output: Text
+    run_dir: Text
+
+    @rule
+    def _check_output(self) -> Iterator[str]:
+        folder, setting = Path(self.run_dir), f"output={format_value(self.run_dir)}"
+        if folder.exists() and not folder.is_dir():
+            yield f"{setting} is a file; give a folder"
+        yield from find_other_command(setting, folder, self.entry_point)
