@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from panda.data.kept_tables import KEPT_TABLES, keep_table
-from panda.data.slide_records import RECORDS_FOLDER
+from panda.data.run_records import RECORDS_FOLDER
 
 A, B = "a" * 32, "b" * 32
 

@@ -166,22 +166,22 @@ def test_records_name_that_is_no_text_is_kept_as_escapes(tmp_path: Path) -> None
 @pytest.mark.parametrize("content", [None, b"", b'"a"\n{}\n', b'"a"\n"b', b"\xff"])
 def test_records_damaged_list_is_refused_and_replaced(tmp_path: Path, content: bytes | None) -> None:
     records = open_records(tmp_path)
-    run = records.write_run("ab", "x", {"date": "2026-01-01T00:00:00+00:00"})
+    run = records.runs.write("ab", "x", {"date": "2026-01-01T00:00:00+00:00"})
     path = records.folder / run.slides
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(PandaError, match=r"slides-\w+\.txt: the list of slides is absent or damaged; map the slides"):
         records.expect(run)
-    assert records.write_run("ba", "x", run.summary).slides == run.slides
+    assert records.runs.write("ba", "x", run.summary).slides == run.slides
     records.expect(run)
     assert records.list_missing().named == ["a", "b"]
 
 
 def test_records_last_run_of_one_second_is_newest_file(tmp_path: Path) -> None:
     for number in range(2):
-        open_records(tmp_path).write_run(["a"], str(number), {"date": "2026-01-01T00:00:00+00:00"})
+        open_records(tmp_path).runs.write(["a"], str(number), {"date": "2026-01-01T00:00:00+00:00"})
     for newest in range(2):
         for path in (tmp_path / ".records").glob("*.json"):
             os.utime(path, ns=(1, 2 if f'"made_with": "{newest}"' in path.read_text() else 1))
-        last = open_records(tmp_path).find_last_run()
+        last = open_records(tmp_path).runs.find_last()
         assert last is not None
         assert last.made_with == str(newest)

@@ -15,8 +15,9 @@ from panda.app.entry_point import SomeSlidesFailed, close_logs, log_to_file
 from panda.app.hydra_job import find_idle_faults, list_keys, read_key
 from panda.app.slide_tables import FAILURES, ONLY_UNGRADED, PAGE, SlideTables, TableContents
 from panda.choices import name_command
+from panda.data.run_records import RECORDS_FOLDER, RunRecord
 from panda.data.shard import Shard
-from panda.data.slide_records import RECORDS_FOLDER, NamedSlides, RunRecord
+from panda.data.slide_records import NamedSlides
 from panda.files import hold_lock
 from panda.settings import Settings, Text, format_override, rule
 

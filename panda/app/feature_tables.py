@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 
 from panda.app.collection import collect
 from panda.app.slide_tables import SlideTables, parse_summary
-from panda.data.slide_records import Outcome, RowValue, RunRecord
+from panda.data.run_records import RunRecord
+from panda.data.slide_records import Outcome, RowValue
 from panda.inference.feature_output import SUMMARY, TABLE, FeatureOutput, FeatureRecord, FeatureSummary
 from panda.report.features_page import write_features_page
 

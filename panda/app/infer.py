@@ -24,7 +24,7 @@ from panda.app.slide_tables import parse_summary
 from panda.app.slide_work import begin_log, open_work, run_on_cluster
 from panda.app.slide_writing import SlideWriting
 from panda.app.software import describe_making
-from panda.data.slide_records import RunRecord
+from panda.data.run_records import RunRecord
 from panda.inference.slide_loop import SlidePrefetcher
 from panda.inference.slide_result import MapSettings
 from panda.report.inference_summary import InferenceSummary, LastRun

@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 
 from panda.app.collection import collect
 from panda.app.slide_tables import SlideTables, parse_summary
-from panda.data.slide_records import Outcome, RunRecord
+from panda.data.run_records import RunRecord
+from panda.data.slide_records import Outcome
 from panda.data.slide_state import read_state
 from panda.errors import PandaError
 from panda.files import remove_leftovers

@@ -15,7 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from panda.data.failures import FAILURE_COLUMNS, Failure
 from panda.data.kept_tables import KEPT_TABLES, keep_table
 from panda.data.rare_writing import RareWriting
-from panda.data.slide_records import NamedSlides, Outcome, RunRecord, SlideRecords, SlideState
+from panda.data.run_records import RunRecord
+from panda.data.slide_records import NamedSlides, Outcome, SlideRecords, SlideState
 from panda.errors import PandaError
 from panda.files import hold_lock
 from panda.stored import Plain, describe_faults
@@ -194,7 +195,7 @@ class SlideTables(ABC, Generic[Result_contra]):
             command: Fingerprint of the keys that decide the settings, if these are not known before the work.
         """
         self._records.take_over_failures(self.folder / FAILURES, self.made_with, self._old_columns)
-        return self._records.write_run(slide_ids, self.made_with, summary.model_dump(mode="json"), command)
+        return self._records.runs.write(slide_ids, self.made_with, summary.model_dump(mode="json"), command)
 
     @classmethod
     def open_last(cls, folder: Path) -> tuple[Self, RunRecord]:
@@ -211,7 +212,7 @@ class SlideTables(ABC, Generic[Result_contra]):
     @staticmethod
     def find_last_run(folder: Path, command: str | None = None) -> RunRecord | None:
         """Return the run in a folder that recorded itself last, of one command or of any; None without one."""
-        return SlideRecords(folder, lambda _: "").find_last_run(command)
+        return SlideRecords(folder, lambda _: "").runs.find_last(command)
 
     def has_all(self, run: RunRecord) -> bool:
         """Return whether each slide of a run has a result or a failure."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from panda.data.slide_records import RECORDS_FOLDER
+from panda.data.run_records import RECORDS_FOLDER
 from panda.files import write_whole
 from panda.tables import PARQUET
 

@@ -8,9 +8,7 @@ slide counts as one without a line.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import logging
 import os
 import sqlite3
@@ -19,20 +17,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from panda.data.failures import FAILURE_COLUMNS, Failure
+from panda.data.run_records import RECORDS_FOLDER, RunRecord, RunRecords
 from panda.data.slide_state import make_text
-from panda.errors import PandaError
-from panda.files import fingerprint, open_log, write_json, write_whole
-from panda.stored import Plain, Timestamp, read_model
+from panda.files import fingerprint, open_log, write_whole
+from panda.stored import Plain
 from panda.tables import read_output_table
 
 log = logging.getLogger(__name__)
 
-RECORDS_FOLDER = ".records"
 RowValue = str | int | float | None
 _BATCH, _PART = 1_000, 50
 _NAMED = 20
@@ -67,24 +63,6 @@ class Outcome(Plain, frozen=True):
     failure: Failure | None = None
 
 
-class RunRecord(Plain, frozen=True):
-    """What a run makes.
-
-    Attributes:
-        date: Time of the summary.
-        made_with: Fingerprint of the settings.
-        slides: File in the folder of the records with the ids of all slides, also those of other shards.
-        summary: The settings, and notes for the reader of the results.
-        command: Fingerprint of the keys that decide `made_with`; empty if it is not known.
-    """
-
-    date: Timestamp
-    made_with: str
-    slides: Annotated[str, Field(pattern=r"^slides-[0-9a-f]{16}\.txt$")]
-    summary: dict[str, JsonValue]
-    command: str = ""
-
-
 @dataclass
 class NamedSlides:
     """A number of slides, and the names of the first of them."""
@@ -117,7 +95,7 @@ class SlideState:
     outcomes: tuple[Outcome, ...]
 
 
-_OUTCOME, _RUN = TypeAdapter(Outcome), TypeAdapter(RunRecord)
+_OUTCOME = TypeAdapter(Outcome)
 
 
 class SlideRecords:
@@ -126,12 +104,17 @@ class SlideRecords:
     Args:
         folder: The output folder.
         find_state: Returns the state of the files of a slide, which need not exist. Threads call it.
+
+    Attributes:
+        folder: The folder of the records.
+        runs: What the runs of the folder make.
     """
 
     def __init__(self, folder: Path, find_state: Callable[[str], str]) -> None:
         self.folder = folder / RECORDS_FOLDER
         self._find_state = find_state
         self._own = self.folder / f"{uuid.uuid4().hex}.jsonl"
+        self.runs = RunRecords(self.folder, self._own.with_suffix(".json"))
         self._offsets: dict[str, int] = {}
         # Without a name it is in memory while it is small, and then in a temporary file.
         self._index = sqlite3.connect("")
@@ -170,52 +153,16 @@ class SlideRecords:
             if line.keys() == {*FAILURE_COLUMNS, *columns} and columns.items() <= line.items():
                 self.append_failure(Failure(**{key: line[key] for key in FAILURE_COLUMNS}), made_with)
 
-    def write_run(
-        self, slide_ids: Iterable[str], made_with: str, summary: Mapping[str, JsonValue], command: str = ""
-    ) -> RunRecord:
-        """Write what this process makes, and return it; a later call replaces it.
-
-        Args:
-            slide_ids: All slides, also those of other shards.
-            made_with: Fingerprint of the settings.
-            summary: The settings with their date, and notes.
-            command: Fingerprint of the keys that decide `made_with`.
-        """
-        text = "".join(f"{json.dumps(make_text(slide_id))}\n" for slide_id in sorted(slide_ids))
-        name = _name_list(hashlib.sha256(text.encode()).hexdigest())
-        if not _is_whole(self.folder / name):
-            write_whole(self.folder / name, text)
-        date = str(summary["date"])
-        run = RunRecord(date=date, made_with=made_with, slides=name, summary=dict(summary), command=command)
-        write_json(self._own.with_suffix(".json"), run.model_dump(mode="json"))
-        return run
-
-    def find_last_run(self, command: str | None = None) -> RunRecord | None:
-        """Return what the run that wrote last makes, of one command or of any; None without a run."""
-        found = []
-        for path in self.folder.glob("*.json"):
-            try:
-                run = read_model(path, _RUN, "it is not used")
-                if command in (None, run.command):
-                    found.append((run.date, path.stat().st_mtime_ns, run))  # dates are whole seconds
-            except (OSError, PandaError) as error:
-                log.warning("%s", error)
-        return max(found, key=lambda one: one[:2])[2] if found else None
-
     def expect(self, run: RunRecord) -> None:
         """Count all slides of a run as missing until `settle`.
 
         Raises:
             PandaError: If the list of its slides is absent or damaged.
         """
-        if not _is_whole(self.folder / run.slides):
-            raise PandaError(
-                f"{self.folder / run.slides}: the list of slides is absent or damaged; map the slides again, the "
-                "finished ones are not opened"
-            )
-        with (self.folder / run.slides).open(encoding="utf-8") as file, self._index:
+        slides = self.runs.read_slides(run)
+        with self._index:
             self._index.execute("DELETE FROM missing")
-            self._index.executemany("INSERT OR IGNORE INTO missing VALUES (?)", ((json.loads(line),) for line in file))
+            self._index.executemany("INSERT OR IGNORE INTO missing VALUES (?)", ((slide_id,) for slide_id in slides))
 
     def settle(self, slide_id: str) -> bool:
         """Count a slide as one that is not missing; return whether it was missing."""
@@ -328,17 +275,3 @@ class SlideRecords:
     def _list_outcomes(self, slide_id: str, state: str) -> tuple[Outcome, ...]:
         query = "SELECT content FROM line WHERE slide_id = ? AND state = ?"
         return tuple(_OUTCOME.validate_json(line) for (line,) in self._index.execute(query, (slide_id, state)))
-
-
-def _name_list(digest: str) -> str:
-    """Return the name of a list of slides, from the SHA-256 of its content."""
-    return f"slides-{digest[:16]}.txt"
-
-
-def _is_whole(path: Path) -> bool:
-    """Return whether a list of slides has the content by which it is named."""
-    try:
-        with path.open("rb") as file:
-            return _name_list(hashlib.file_digest(file, "sha256").hexdigest()) == path.name
-    except OSError:
-        return False

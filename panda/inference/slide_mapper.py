@@ -14,8 +14,8 @@ from typing import Any
 from panda.data.failures import Failure, record_failure
 from panda.data.kept_tables import KEPT_TABLES
 from panda.data.manifest import SlideRecord
+from panda.data.run_records import RECORDS_FOLDER
 from panda.data.slide_entry import FileIdentity
-from panda.data.slide_records import RECORDS_FOLDER
 from panda.errors import PandaError, SlideError
 from panda.inference.bag_grader import BagGrade
 from panda.inference.canvas import Canvas
