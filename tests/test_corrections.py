@@ -15,12 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from panda.data.corrections import MASKS, RESULT, TABLE, main, read_correction, write_corrections
+from panda.data.corrections import MASKS, TABLE, main, read_correction, write_corrections
+from panda.data.mapped_slide import RESULT
 from panda.data.slide_entry import FileIdentity
 from panda.errors import ManifestError, MaskError
 from panda.inference.geojson import write_geojson
 from panda.inference.quantify import QuantifySettings, slide_quantification
 from panda.tables import read_user_table
+from panda.wsi.annotations.source import AnnotationSource
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
@@ -84,7 +86,7 @@ def test_correction_of_unchanged_regions_is_the_clean_mask(
     found = read_correction(regions, slide.path.parent, "binary", empty_means_benign=True)
     assert found.resolution == resolution
     assert found.cancer_px == pytest.approx(found.predicted_px)
-    write_corrections([found], "binary", folder)
+    write_corrections([found], folder)
     with LabelMask.open(folder / MASKS / f"{slide.slide_id}_mask.tiff", slide, "binary") as label:
         np.testing.assert_array_equal(label.read_tumor(resolution, (0, 0), resolution.size), mask)
     if name != "bounds" and "level" in pick:
@@ -137,7 +139,7 @@ def test_correction_takes_classes_of_patterns(slides: dict[str, Slide], tmp_path
         read_correction(regions, slide.path, "annotations")
     with pytest.raises(MaskError, match=r"(?s)class 'G3' of 1 annotation .*--labels=binary; .* are .*gleason"):
         read_correction(regions, slide.path, "binary")
-    write_corrections([read_correction(regions, slide.path, "gleason")], "gleason", tmp_path)
+    write_corrections([read_correction(regions, slide.path, "gleason")], tmp_path)
     codes = tifffile.imread(tmp_path / MASKS / "plain_mask.tiff")
     expected = np.zeros_like(codes)
     cv2.rectangle(expected, (0, 0), (19, 19), 3, -1)
@@ -192,8 +194,44 @@ def test_correction_finds_slides_in_subfolders_by_name(slides: dict[str, Slide],
         read_correction(regions, tmp_path / "out", "binary")
     (tmp_path / "all" / "b" / name).rename(tmp_path / name)
     inner, outer = (read_correction(regions, tmp_path / place, "binary") for place in ("all", "."))
-    table = write_corrections([inner], "binary", tmp_path / "new")
+    table = write_corrections([inner], tmp_path / "new")
     before = table.read_bytes()
     with pytest.raises(ManifestError, match=r"plain is .*all/a/plain.tiff, not .*: give another --output"):
-        write_corrections([outer], "binary", tmp_path / "new")
+        write_corrections([outer], tmp_path / "new")
     assert table.read_bytes() == before
+
+
+def test_correction_of_fields_labels_these_alone(
+    slides: dict[str, Slide], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slide = slides["plain"]
+    resolution = slide.choose_resolution(level=1)
+    mask = np.zeros((resolution.height, resolution.width), np.bool_)
+    regions = map_slide(slide, resolution, mask, tmp_path / "out" / "plain")
+    areas = [feature("Tumor", box(20, 20, 120, 60)), feature("ignore*", box(40, 80, 60, 100))]
+    fields = [feature("To correct", box(200, 40, 280, 120)), feature("to Correct", box(0, 40, 80, 120))]
+    write_json(regions, areas + fields)
+    arguments = [str(regions), "--slides", str(slide.path.parent), "--output", str(tmp_path / "new")]
+    assert main(arguments) == 1
+    assert "its 2 fields have the class 'To correct': give the class 'Corrected' to each" in capsys.readouterr().err
+    fields[1]["properties"]["classification"] = {"name": "corrected"}
+    write_json(regions, areas + fields)
+    assert main([*arguments, "--labels", "binary"]) == 1
+    assert "give a label map whose code 0 is unlabelled" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "tumour of 75 px of the map, in 1 corrected fields; nothing outside them is labelled\n  1 of 2" in said
+    assert said.endswith(" data.ignore_background=true\n")
+    ((_, row),) = read_user_table(tmp_path / "new" / TABLE, ("image_id",))
+    assert row["provider"] == "annotations"
+    expected = np.zeros((75, 101), np.uint8)
+    expected[10:30, :20] = 1
+    expected[10:15, 5:20] = 2
+    expected[20:25, 10:15] = 0
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "new" / row["mask"]), expected)
+    source = read_correction(regions, slide.path).source
+    source.save(tmp_path / "saved.npz")
+    again = AnnotationSource.load(regions, tmp_path / "saved.npz")
+    assert again is not None
+    np.testing.assert_array_equal(again.read_window(resolution, (0, 0, *resolution.size)), expected)

@@ -1,7 +1,8 @@
 """Turn corrected regions of a map into a training mask: `python -m panda.data.corrections out/*/regions.geojson …`.
 
 The regions that `infer.py` wrote, unchanged or corrected and exported again in QuPath, become label masks and a table
-for `data=table`. Regions that were not changed give exactly the predicted tumour.
+for `data=table`. Regions that were not changed give exactly the predicted tumour. If a file has fields, as those of
+`panda next`, only what is in its corrected fields is labelled.
 """
 
 from __future__ import annotations
@@ -18,43 +19,21 @@ from typing import Any
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, TypeAdapter
 
 from panda.choices import name_command, name_tool
-from panda.data.slide_entry import FileIdentity
+from panda.data.mapped_slide import MappedSlide
 from panda.errors import ManifestError, MaskError, PandaError
-from panda.files import hold_lock, walk, write_beside
-from panda.stored import PathText, Share, read_model
+from panda.files import hold_lock, write_beside
 from panda.tables import read_user_table, write_table
-from panda.wsi.annotations.source import AnnotationSource, is_annotation_file, read_annotations
+from panda.wsi.annotations.source import AnnotationSource, is_annotation_file, is_field, read_annotations
 from panda.wsi.geometry import Resolution, axis_scales, ceil_px, cut_blocks, floor_px
 from panda.wsi.label_maps import LabelMap, find_label_map, get_label_maps
-from panda.wsi.mpp import SlideMpp
-from panda.wsi.readers import ReaderName
-from panda.wsi.slide import Slide, SlideOptions
+from panda.wsi.slide import Slide
 
-RESULT, TABLE, MASKS = "quantification.json", "corrections.csv", "masks"
+TABLE, MASKS = "corrections.csv", "masks"
+_WHOLE, _OF_FIELDS = "binary", "annotations"
+"""Label maps if none is given: for a slide that is corrected as a whole, and for corrected fields."""
 _TILE = 512
-_REMEDY = "give regions that infer.py wrote, or put their quantification.json beside the corrected file"
-
-
-class _Origin(BaseModel, frozen=True):
-    """What made a map, of its `made_with`."""
-
-    checkpoint: PathText
-    fingerprint: str
-    reader: ReaderName
-    mpp_override: SlideMpp | None
-
-
-class _Map(BaseModel, frozen=True):
-    """The map whose regions were corrected, of its `quantification.json`."""
-
-    file: FileIdentity
-    downsample: float = Field(gt=0)
-    threshold: Share
-    tumor_px: float
-    made_with: _Origin
 
 
 @dataclass(frozen=True)
@@ -65,6 +44,7 @@ class Correction:
         slide: The slide.
         source: The regions.
         resolution: The resolution of the map.
+        labels: Name of the label map.
         label_map: The meaning of the mask's codes.
         facts: Where the mask comes from, as columns of the table.
         predicted_px: Tumour of the prediction, in px of the map.
@@ -73,6 +53,7 @@ class Correction:
     slide: Slide
     source: AnnotationSource
     resolution: Resolution
+    labels: str
     label_map: LabelMap
     facts: dict[str, Any]
     predicted_px: float
@@ -86,6 +67,14 @@ class Correction:
             for index, px in self.resolution.list_edges(window):
                 counts[index] += np.count_nonzero(is_cancer[px])
         return float(self.resolution.weigh_counts(counts))
+
+    def describe(self) -> str:
+        """Return the tumour of the mask in words, with what was repaired or ignored."""
+        of = f"predicted were {self.predicted_px:g}"
+        if fields := self.source.fields:
+            of = f"in {len(fields.codes)} corrected fields; nothing outside them is labelled"
+        notes = "".join(f"\n  {note}" for note in self.source.notes)
+        return f"{self.slide.slide_id}: tumour of {self.cancer_px:g} px of the map, {of}{notes}"
 
     def write_mask(self, path: Path) -> None:
         """Write the mask as a tiled TIFF, whose description is the provenance.
@@ -141,35 +130,32 @@ def _find_map_px(factor: float, own: int, of_map: int) -> NDArray[np.int64]:
     return found
 
 
-def read_correction(path: Path, slides: Path, labels: str, *, empty_means_benign: bool = False) -> Correction:
+def read_correction(
+    path: Path, slides: Path, labels: str | None = None, *, empty_means_benign: bool = False
+) -> Correction:
     """Read corrected regions and check them against their map and their slide.
 
     Args:
         path: The regions, beside the `quantification.json` of their map.
         slides: The slide, or a folder that holds it, in any sub-folder.
-        labels: The label map that gives the code of each class; code 0 is all the rest of the slide.
+        labels: The label map that gives the code of each class; code 0 is all the rest of the slide. None means
+            `annotations` for a file with fields, else `binary`.
         empty_means_benign: A file without any region means a slide without cancer; else it is refused.
 
     Raises:
-        PandaError: If a file is missing or faulty, the slide is another one, or a class is unknown. A label map whose
-            code 0 is not a label of no cancer is refused too.
+        PandaError: If a file is missing or faulty, the slide is another one, or a class is unknown. Without fields, a
+            label map whose code 0 is not a label of no cancer is refused too.
     """
     if not is_annotation_file(path) or not path.is_file():
         raise MaskError(f"{path}: is no file of annotations (.geojson, .json, .xml, .annotations)")
-    try:
-        made = read_model(path.parent / RESULT, TypeAdapter(_Map), _REMEDY, ManifestError)
-    except FileNotFoundError as error:
-        raise ManifestError(f"{path.parent / RESULT}: there is no such file: {_REMEDY}") from error
-    slide_path = _find_slide(slides, Path(made.file.name).name) if slides.is_dir() else slides
-    slide = SlideOptions(made.made_with.reader, made.made_with.mpp_override).open(slide_path)
-    if (now := FileIdentity.read(slide_path)).bytes != made.file.bytes or now.name != made.file.name:
-        raise ManifestError(
-            f"{slide_path}: is {now.name} of {now.bytes} bytes, the map was made of {made.file.name} of "
-            f"{made.file.bytes} bytes: give the slide of the map with --slides"
-        )
-    usable = {name: known for name, known in get_label_maps().items() if _has_benign_rest(known)}
+    made = MappedSlide.read(path.parent)
+    slide = made.open_slide(slides)
+    file = read_annotations(path)
+    has_fields = any(map(is_field, file.annotations))
+    labels = labels or (_OF_FIELDS if has_fields else _WHOLE)
+    usable = {name: known for name, known in get_label_maps().items() if _has_benign_rest(known) is not has_fields}
     label_map = find_label_map(labels).model_copy(update={"empty_means_benign": empty_means_benign})
-    if not _has_benign_rest(label_map):
+    if not has_fields and not _has_benign_rest(label_map):
         raise MaskError(
             f"--labels={labels}: all outside the regions gets code 0, which is no label of no cancer there; give one "
             f"of {', '.join(usable)}"
@@ -177,7 +163,7 @@ def read_correction(path: Path, slides: Path, labels: str, *, empty_means_benign
     facts = {
         "source": str(path.resolve()),
         "source_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "tool": read_annotations(path).tool,
+        "tool": file.tool,
         "checkpoint": made.made_with.checkpoint,
         "map_fingerprint": made.made_with.fingerprint,
         "threshold": made.threshold,
@@ -186,24 +172,11 @@ def read_correction(path: Path, slides: Path, labels: str, *, empty_means_benign
     try:
         source = AnnotationSource.open(path, slide, label_map)
     except MaskError as error:
-        classes = {found.name for found in read_annotations(path).annotations}
+        classes = {found.name for found in file.annotations if not is_field(found)}
         fitting = [name for name, known in usable.items() if all(map(known.find_codes, classes))]
         hint = f"\n--labels={labels}; label maps with all its classes are {', '.join(fitting) or 'none'}"
         raise MaskError(f"{error}{hint if labels not in fitting else ''}") from error
-    return Correction(slide, source, resolution, label_map, facts, made.tumor_px)
-
-
-def _find_slide(folder: Path, name: str) -> Path:
-    """Return the file of a name in a folder or below it; raise ManifestError if there is none, or several."""
-    found = [folder / name] if (folder / name).is_file() else _search(folder, name)
-    if len(found) != 1:
-        several = f": {', '.join(map(str, found))}" if found else ""
-        raise ManifestError(f"{folder} has {len(found)} files {name!r}{several}; give the slide itself with --slides")
-    return found[0]
-
-
-def _search(folder: Path, name: str) -> list[Path]:
-    return sorted(Path(entry.path) for entry in walk(folder) if entry.name == name)
+    return Correction(slide, source, resolution, labels, label_map, facts, made.tumor_px)
 
 
 def _has_benign_rest(label_map: LabelMap) -> bool:
@@ -211,7 +184,7 @@ def _has_benign_rest(label_map: LabelMap) -> bool:
     return 0 in label_map.names and 0 not in (*label_map.cancer, *label_map.unlabelled)
 
 
-def write_corrections(corrections: Sequence[Correction], labels: str, output: Path) -> Path:
+def write_corrections(corrections: Sequence[Correction], output: Path) -> Path:
     """Write the masks, and their rows into the table of the folder; a row of the same slide keeps its other columns.
 
     Returns:
@@ -234,14 +207,14 @@ def write_corrections(corrections: Sequence[Correction], labels: str, output: Pa
             mask = Path(MASKS, f"{found.slide.slide_id}_mask.tiff")
             found.write_mask(output / mask)
             row = {"image_id": found.slide.slide_id, "path": str(found.slide.path.resolve()), "mask": mask.as_posix()}
-            row |= {"provider": labels, **{key: str(value) for key, value in found.facts.items()}}
+            row |= {"provider": found.labels, **{key: str(value) for key, value in found.facts.items()}}
             rows[found.slide.slide_id] = rows.get(found.slide.slide_id, {}) | row
         write_table(table, rows.values())
     return table
 
 
 def correct(
-    paths: Sequence[Path], slides: Path, output: Path, labels: str = "binary", *, empty_means_benign: bool = False
+    paths: Sequence[Path], slides: Path, output: Path, labels: str | None = None, *, empty_means_benign: bool = False
 ) -> Path:
     """Write the masks and the table of corrected regions, see `read_correction`; nothing if one file is faulty."""
     corrections, faults = [], []
@@ -256,13 +229,9 @@ def correct(
     ]
     if faults:
         raise MaskError("\n".join(faults))
-    table = write_corrections(corrections, labels, output)
+    table = write_corrections(corrections, output)
     for found in corrections:
-        notes = "".join(f"\n  {note}" for note in found.source.notes)
-        print(
-            f"{found.slide.slide_id}: tumour of {found.cancer_px:g} px of the map, predicted were "
-            f"{found.predicted_px:g}{notes}"
-        )
+        print(found.describe())
     return table
 
 
@@ -276,7 +245,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--slides", required=True, type=Path, help="the slide, or the folder of the slides")
     parser.add_argument("--output", required=True, type=Path, help=f"folder for {MASKS}/ and {TABLE}")
-    parser.add_argument("--labels", default="binary", help="label map of the masks (default: binary)")
+    parser.add_argument(
+        "--labels", help=f"label map of the masks (default: {_OF_FIELDS} if the file has fields, else {_WHOLE})"
+    )
     parser.add_argument("--empty-means-benign", action="store_true", help="no region means no cancer, else refused")
     given = parser.parse_args(arguments)
     try:
@@ -289,7 +260,10 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         print(f"{error}; check this file, or give another --output", file=sys.stderr)
         return 1
-    print(f"train with: {name_command('train')} data=table data.table={table}")
+    providers = {row["provider"] for _, row in read_user_table(table, ("provider",))}
+    has_unlabelled = any(0 in find_label_map(provider).unlabelled for provider in providers)
+    ignore = " data.ignore_background=true" * has_unlabelled
+    print(f"train with: {name_command('train')} data=table data.table={table}{ignore}")
     return 0
 
 

@@ -26,9 +26,14 @@ _PARSERS = {".geojson": parse_geojson, ".json": parse_geojson, ".xml": parse_xml
 ANNOTATION_SUFFIXES = tuple(_PARSERS)
 """Suffixes of the files that are annotations."""
 
+CORRECTED, TO_CORRECT = "Corrected", "To correct"
+"""Classes of a field: its annotations are complete, or still to be corrected."""
+_FIELDS = tuple(name.casefold() for name in (CORRECTED, TO_CORRECT))
+
 FAR = 0.1
 """Share of the slide's side by which annotations may reach past its edge."""
 _MPP_TOLERANCE = 0.05
+_OF_FIELDS = "fields_"
 
 
 def is_annotation_file(path: Path) -> bool:
@@ -56,16 +61,23 @@ class AnnotationSource(LabelSource):
     A px has the code of the uppermost annotation that holds its centre, or code 0. If the slide's edge cuts a px, the
     centre of the part on the slide decides. The areas stay in memory, so a pickled source needs no file.
 
+    If the file has fields, areas of the class `CORRECTED`, its annotations are complete in these: the rest of a field
+    is labelled as no cancer. All outside the fields has code 0, which is unlabelled.
+
     Attributes:
         path: The file.
         codes: The codes that areas have.
         notes: What was repaired or ignored, one sentence each.
+        fields: The fields, None if the file has none.
     """
 
-    def __init__(self, path: Path, raster: Raster, background: int, notes: tuple[str, ...]) -> None:
+    def __init__(
+        self, path: Path, raster: Raster, background: int, notes: tuple[str, ...], fields: Raster | None = None
+    ) -> None:
         super().__init__(path)
         self.codes = frozenset(raster.codes.tolist())
         self.notes = notes
+        self.fields = fields
         self._raster = raster
         self._background = background
 
@@ -80,23 +92,29 @@ class AnnotationSource(LabelSource):
 
         Raises:
             MaskError: With all faults of the file: coordinates that are no numbers, areas without an extent or outside
-                the slide, unknown classes, no annotation at all.
+                the slide, unknown classes, no annotation at all, only fields that are not corrected.
         """
         file = read_annotations(path)
         codes = _find_codes(file, label_map)
         _move_to_slide(file, slide)
-        background = 0
-        if not file.annotations and not file.faults:
+        background, fields = 0, None
+        if any(map(is_field, file.annotations)):
+            background, fields = _find_benign_code(file, label_map), _find_fields(file)
+        elif not file.annotations and not file.faults:
             background = _find_code_of_empty(file, label_map)
         file.raise_faults()
         notes = (*file.notes, *([f"ignored: {ignored}"] if (ignored := file.describe_ignored()) else []))
         if notes:
             log.warning("%s: %s", path, "; ".join(notes))
-        return cls(path, Raster([found.polygon for found in file.annotations], codes), background, notes)
+        coded = [(found.polygon, code) for found, code in zip(file.annotations, codes, strict=True) if code is not None]
+        raster = Raster([area for area, _ in coded], [code for _, code in coded])
+        return cls(path, raster, background, notes, fields)
 
     def save(self, path: Path) -> None:
         """Write the areas as arrays (`.npz`), which open faster than the file."""
         arrays: dict[str, Any] = {"background": self._background, **self._raster.arrays}
+        if self.fields is not None:
+            arrays |= {_OF_FIELDS + name: values for name, values in self.fields.arrays.items()}
         with path.open("wb") as file:
             np.savez(file, **arrays)
 
@@ -105,7 +123,9 @@ class AnnotationSource(LabelSource):
         """Return the annotations of a file from what `save` wrote; None if there is none, or it is damaged."""
         try:
             with saved.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return cls(path, Raster.from_arrays(arrays), int(arrays["background"]), ())
+                of_fields = {name.removeprefix(_OF_FIELDS): arrays[name] for name in arrays if _OF_FIELDS in name}
+                fields = Raster.from_arrays(of_fields) if of_fields else None
+                return cls(path, Raster.from_arrays(arrays), int(arrays["background"]), (), fields)
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
 
@@ -130,7 +150,10 @@ class AnnotationSource(LabelSource):
         out = np.zeros((size[1], size[0]), np.uint8)
         inside = out[rows, columns]
         for x0, y0, width, height in cut_blocks(x.size, y.size):
-            drawn = self._raster.draw(x[x0 : x0 + width], y[y0 : y0 + height], self._background)
+            points = x[x0 : x0 + width], y[y0 : y0 + height]
+            drawn = self._raster.draw(*points, self._background)
+            if self.fields is not None:
+                drawn *= self.fields.draw(*points)
             inside[y0 : y0 + height, x0 : x0 + width] = drawn
         return out, (rows, columns)
 
@@ -149,11 +172,42 @@ def _find_centres(resolution: Resolution, axis: int, first: float, count: int) -
     return on_slide, np.minimum(centres, last - resolution.part[axis] / 2) * resolution.downsample
 
 
-def _find_codes(file: AnnotationFile, label_map: LabelMap) -> list[int]:
-    """Return the code of each annotation; unknown classes are added to the faults."""
+def is_field(annotation: Annotation) -> bool:
+    """Return whether an annotation is a field, by its class in any case."""
+    return annotation.name.strip().casefold() in _FIELDS
+
+
+def _find_fields(file: AnnotationFile) -> Raster:
+    """Return the corrected fields; it is a fault if there are only others, which are noted."""
+    fields = [found for found in file.annotations if is_field(found)]
+    corrected = [found.polygon for found in fields if found.name.strip().casefold() == _FIELDS[0]]
+    if not corrected:
+        file.faults.append(
+            f"its {len(fields)} fields have the class {TO_CORRECT!r}: give the class {CORRECTED!r} to each field whose "
+            "annotations are complete"
+        )
+    elif open_fields := len(fields) - len(corrected):
+        file.notes.append(f"{open_fields} of {len(fields)} fields have the class {TO_CORRECT!r} and do not count")
+    return Raster(corrected, [1] * len(corrected))
+
+
+def _find_benign_code(file: AnnotationFile, label_map: LabelMap) -> int:
+    """Return the code of no cancer, for the rest of fields; a label map that does not fit fields is a fault."""
+    benign = _list_benign_codes(label_map)
+    if 0 not in label_map.unlabelled or not benign:
+        file.faults.append(
+            "it has fields, outside of which nothing is labelled: give a label map whose code 0 is unlabelled and that "
+            "has a code of no cancer, such as annotations"
+        )
+    return next(iter(benign), 0)
+
+
+def _find_codes(file: AnnotationFile, label_map: LabelMap) -> list[int | None]:
+    """Return the code of each annotation, None for fields; unknown classes are added to the faults."""
     if 0 not in label_map.names:
         file.faults.append("the label map has no code 0, which px without an annotation get: add it to names")
-    by_class = {name: label_map.find_codes(name) for name in dict.fromkeys(found.name for found in file.annotations)}
+    named = dict.fromkeys(found.name for found in file.annotations if not is_field(found))
+    by_class = {name: label_map.find_codes(name) for name in named}
     for name, codes in by_class.items():
         of_class = [found.where for found in file.annotations if found.name == name]
         place = f"class {name!r} of {len(of_class)} annotation{'s' * (len(of_class) > 1)} ({of_class[0]})"
@@ -164,13 +218,17 @@ def _find_codes(file: AnnotationFile, label_map: LabelMap) -> list[int]:
             )
         elif len(codes) > 1:
             file.faults.append(f"{place} is the name of codes {codes} of the label map: rename one of them there")
-    return [next(iter(by_class[found.name]), 0) for found in file.annotations]
+    return [None if is_field(found) else next(iter(by_class[found.name]), 0) for found in file.annotations]
+
+
+def _list_benign_codes(label_map: LabelMap) -> list[int]:
+    return [code for code in sorted(label_map.names) if code not in (*label_map.cancer, *label_map.unlabelled)]
 
 
 def _find_code_of_empty(file: AnnotationFile, label_map: LabelMap) -> int:
     """Return the code of every px of a file without annotations; a fault is added if that is not allowed."""
     ignored = file.describe_ignored()
-    benign = [code for code in sorted(label_map.names) if code not in (*label_map.cancer, *label_map.unlabelled)]
+    benign = _list_benign_codes(label_map)
     if label_map.empty_means_benign and benign and not ignored:
         return benign[0]
     found = f"no annotation with a class, only {ignored}" if ignored else "no annotation"
