@@ -11,8 +11,8 @@ import pytest
 
 from panda.app.inference_slides import find_slides
 from panda.choices import check_own_conf, find_files
-from panda.data.corrections import _find_slide
 from panda.data.feature_files import find_feature_files
+from panda.data.mapped_slide import _find_file
 from panda.data.store import list_stores
 from panda.errors import PandaError
 from panda.files import find_paths
@@ -26,7 +26,7 @@ SEARCHES: dict[str, Callable[[Path], object]] = {
     "folder of slides": lambda conf: find_slides(str(conf / "label_maps")),
     "glob of slides": lambda conf: find_slides(f"{conf}/*/*.tiff"),
     "glob of folders": lambda conf: find_slides(f"{conf}/**/*.tiff"),
-    "slide of a correction": lambda conf: _find_slide(conf, "a.tiff"),
+    "slide of a correction": lambda conf: _find_file(conf, "a.tiff"),
     "features": find_feature_files,
     "stores": lambda conf: list_stores(conf / "label_maps"),
 }

@@ -22,6 +22,7 @@ TOOLS = {
     "runs": ("panda.report.runs", "write one page over all runs below a folder"),
     "compare": ("panda.report.compare", "compare two runs slide by slide"),
     "folds": ("panda.report.folds", "pool the folds of a cross-validation"),
+    "next": ("panda.report.next", "choose the slides and fields to correct next"),
     "corrections": ("panda.data.corrections", "turn corrected regions into training masks"),
     "store": ("panda.data.store", "list patch stores"),
 }

@@ -28,6 +28,12 @@ class MapOrigin(BaseModel, frozen=True):
     mpp_override: SlideMpp | None
 
 
+class StoredGrade(BaseModel, frozen=True):
+    """The grade of a slide: the probability of each class, none if it is no grade of classes."""
+
+    probabilities: tuple[Share, ...] = Field(default=(), strict=False)
+
+
 class MappedSlide(BaseModel, frozen=True):
     """The map of a slide, of its `quantification.json`.
 
@@ -37,6 +43,7 @@ class MappedSlide(BaseModel, frozen=True):
         threshold: Probability at which a px counts as tumour.
         tumor_px: Tumour in px of the map.
         made_with: What made the map.
+        grade: The grade, None without one.
     """
 
     file: FileIdentity
@@ -44,6 +51,7 @@ class MappedSlide(BaseModel, frozen=True):
     threshold: Share
     tumor_px: float
     made_with: MapOrigin
+    grade: StoredGrade | None = None
 
     @classmethod
     def read(cls, folder: Path, remedy: str = _REMEDY) -> Self:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -25,7 +24,7 @@ from panda.report.paired import (
     read_slide_rows,
 )
 from panda.report.run_facts import describe_comparison
-from panda.report.run_folder import Picture, make_link, parse_number, read_picture
+from panda.report.run_folder import Picture, make_address, parse_number, read_picture
 from panda.report.table import UNITS, Cell, Head, Table, find_format, format_value, make_cell, name_figure
 from panda.report.tested_run import check_comparable, find_slide_folder, read_choices, read_tested
 from panda.report.trivial_answers import list_alarms
@@ -236,19 +235,13 @@ def _choose_sides(
                 home = find_slide_folder(folder, row["slide_id"])
                 picture = read_picture(home / "overlay.png", 560, bare=True) if home else None
                 if picture and home:
-                    at = _make_address(home / "overlay.png", output)
+                    at = make_address(home / "overlay.png", output)
                     pictures.append((picture, at, f"{name}: Dice {format_value(row[f'dice_{side}'])}"))
             if pictures:
                 slides.append((f"{row['slide_id']} ({row['dice_difference']:+.3f})", pictures))
         if slides:
             found.append((title, slides))
     return found
-
-
-def _make_address(path: Path, start: Path) -> str:
-    """Return a relative address that is safe for any name."""
-    parts = Path(os.path.relpath(path, start)).parts
-    return "/".join(part if part == ".." else make_link(part) for part in parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

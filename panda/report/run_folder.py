@@ -79,6 +79,12 @@ def make_link(*parts: str) -> str:
     return "/".join(quote(part, safe="") for part in parts)
 
 
+def make_address(path: Path, start: Path) -> str:
+    """Return the address of a path relative to a folder, which is safe for any name."""
+    parts = Path(os.path.relpath(path, start)).parts
+    return "/".join(part if part == ".." else make_link(part) for part in parts)
+
+
 def find_subfolder(folder: Path, name: str) -> Path | None:
     """Find the subfolder with a name from a table; None if there is none or the name leads out of `folder`."""
     plain = bool(name) and name not in {".", ".."} and "/" not in name and "\\" not in name and "\0" not in name
