@@ -194,9 +194,7 @@ def describe_sweep(
         ("Trainings", f"{sum(job.summary is not None and not job.summary.trained_by for job in jobs)}"),
         *common,
     ]
-    typed = _find(read_config(folder / "multirun.yaml"), "hydra", "overrides", "task")
-    words = [str(word) for word in typed] if isinstance(typed, list) else None
-    command = write_command("train", ["-m", *words]) if words is not None else ""
+    command = write_sweep_command("train", folder)
     facts += [] if command else constant
     commands = [("Trained by", command), *_list_next_of_sweep(folder, [name for name, _ in done], varied, best)]
     return PageHead("Sweep", folder.name, facts, keep_known(commands))
