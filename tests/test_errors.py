@@ -153,6 +153,7 @@ def test_error_painter_shows_region_with_both_outlines(planted: Planted, tmp_pat
     assert at(400, 2060) == pytest.approx([20, 30, 120], abs=12)
     assert at(MISSED[0], 2100) == pytest.approx(LABEL_COLOUR, abs=40)
     assert at(MISSED[0] + 40, 2100) == pytest.approx([215, 120, 180], abs=12)
+    assert at(MISSED[0] - 40, 2100) == pytest.approx([235, 188, 218], abs=12), "paler outside the region"
     [*_, alarm] = planted.find().regions
     shown = planted.painter.write(alarm, found["false_alarm"].select(1), tmp_path / "alarm.jpg")
     with Image.open(tmp_path / "alarm.jpg") as image:

@@ -13,8 +13,8 @@ from panda.files import remove, write_beside, write_json
 from panda.inference.canvas_store import Canvas
 from panda.inference.class_colours import Colour
 from panda.inference.error_regions import ERRORS_FILE, KINDS, ErrorKind, ErrorRegion, FoundErrors, SlideErrors
-from panda.inference.outline_drawing import OUTLINE, draw_rings
-from panda.inference.polygons import trace
+from panda.inference.outline_drawing import OUTLINE, draw_rings, fade_outside
+from panda.inference.polygons import trace, trace_runs
 from panda.inference.truth import read_truth
 from panda.wsi.geometry import Resolution, floor_px, round_px
 from panda.wsi.label_mask import LabelMask
@@ -31,6 +31,8 @@ SIDE = 512
 """Side of a picture in px."""
 _COARSEST = 4.0
 """Most level-0 px per px of a picture: a coarser one would not show glands."""
+_FADED = 0.5
+"""Share of white outside the region."""
 _ROOM = 1.4
 """Side of a picture over that of its region, if the whole region is shown."""
 
@@ -87,6 +89,7 @@ class ErrorPainter:
     ) -> None:
         self._slide, self._canvas, self._mask, self._tissue = slide, canvas, mask, tissue
         self._threshold, self._ignore_background = threshold, ignore_background
+        self._scale = canvas.resolution.downsample
 
     def write(self, region: ErrorRegion, runs: Runs, path: Path) -> tuple[int, int, int]:
         """Write the picture of a region, and return its left, top and side in level-0 px.
@@ -104,19 +107,20 @@ class ErrorPainter:
         if side >= max(region.width, region.height):
             centre = region.x + region.width / 2, region.y + region.height / 2
         else:
-            centre = self._canvas.resolution.frame.to_level0(
-                *_find_densest(runs, side / self._canvas.resolution.downsample)
-            )
+            centre = self._canvas.resolution.frame.to_level0(*_find_densest(runs, side / self._scale))
         corner = round_px(centre[0] - side / 2), round_px(centre[1] - side / 2)
         image = self._slide.read(view, corner, (SIDE, SIDE))
+        place = np.array(corner)
+        own = trace_runs(runs).rings
+        fade_outside(image, [(ring * self._scale - place) / view.downsample for ring in own], _FADED)
         self._draw_outlines(image, view, corner)
         with write_beside(path) as partial:
-            Image.fromarray(image).save(partial, format="JPEG", quality=85, subsampling=0)
+            Image.fromarray(image).save(partial, format="JPEG", quality=80)
         return (*corner, round_px(side))
 
     def _draw_outlines(self, image: NDArray[np.uint8], view: Resolution, corner: tuple[int, int]) -> None:
         """Draw both outlines along the px of the map, in which they were compared."""
-        scale = self._canvas.resolution.downsample
+        scale = self._scale
         # Two px more at each side, so that no line is drawn along the edge of the picture.
         x0, y0 = (round_px(start / scale) - 2 for start in corner)
         side = round_px(SIDE * view.downsample / scale) + 4

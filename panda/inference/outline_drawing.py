@@ -70,6 +70,20 @@ def draw_rings(
         cv2.polylines(image, lines, True, own, width, cv2.LINE_AA, _SHIFT)
 
 
+def fade_outside(image: NDArray[np.uint8], rings: Iterable[NDArray[Any]], share: float) -> None:
+    """Mix white into the px of an image outside of closed rings.
+
+    Args:
+        image: (h, w, 3) uint8 RGB.
+        rings: (n, 2) x, y corners of each, in px edges of the image; a ring inside another one is a hole.
+        share: Share of white.
+    """
+    inside = np.zeros(image.shape[:2], np.uint8)
+    cv2.fillPoly(inside, [_fix(ring - 0.5) for ring in rings], 1, cv2.LINE_8, _SHIFT)
+    pale = cv2.addWeighted(image, 1 - share, np.full_like(image, 255), share, 0)
+    np.copyto(image, pale, where=inside[..., None] == 0)
+
+
 def _fix(corners: NDArray[np.floating]) -> NDArray[np.int32]:
     """Return coordinates as OpenCV takes fractions of a px."""
     return round_px(np.asarray(corners * _PARTS)).astype(np.int32)

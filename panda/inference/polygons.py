@@ -71,7 +71,12 @@ def trace(mask: NDArray[np.bool_] | NDArray[np.uint8], connectivity: int = 4, nu
         connectivity: Connectivity of the regions, 4 or 8.
         number: The value of the px of the mask.
     """
-    objects = connect_runs(Runs.from_mask(mask, number), 4)
+    return trace_runs(Runs.from_mask(mask, number), connectivity)
+
+
+def trace_runs(runs: Runs, connectivity: int = 4) -> Outlines:
+    """Trace the outline of a mask from its runs, as `trace` does."""
+    objects = connect_runs(runs, 4)
     corners = _find_corners(objects)
     polygons: list[Polygon] = [[] for _ in range(len(objects))]
     for start, ring in _link(corners):
@@ -81,11 +86,11 @@ def trace(mask: NDArray[np.bool_] | NDArray[np.uint8], connectivity: int = 4, nu
     count, region = group_numbers(len(objects), pairs - 1)
     area, first = np.zeros(count, np.int64), np.full(count, np.iinfo(np.int64).max)
     np.add.at(area, region, objects.area[1:])
-    np.minimum.at(first, region, objects.start[1:, 1] * mask.shape[1] + objects.start[1:, 0])
+    np.minimum.at(first, region, objects.start[1:, 1] * runs.shape[1] + objects.start[1:, 0])
     regions: list[list[Polygon]] = [[] for _ in range(count)]
     for polygon, of in zip(polygons, region.tolist(), strict=True):
         regions[of].append(polygon)
-    y, x = np.divmod(first, mask.shape[1])
+    y, x = np.divmod(first, runs.shape[1])
     order = np.lexsort((first, -area)).tolist()
     return Outlines(polygons, {(int(x[number]), int(y[number])): regions[number] for number in order})
 

@@ -123,16 +123,17 @@ def _list_facts(error: SlideError) -> list[str]:
     score = f" ({error.gleason_score})" if error.gleason_score else ""
     centre = ""
     if (um := error.centre_um) is not None:
-        centre = f", centre {um[0]:,.0f}, {um[1]:,.0f} µm"
+        centre = f"centre {um[0]:,.0f}, {um[1]:,.0f} µm"
     facts = [
         f"{error.provider}, {grade}{score}",
-        f"x {region.x}, y {region.y}, {region.width} × {region.height} px{centre}",
+        f"x {region.x}, y {region.y}, {region.width} × {region.height} px",
+        centre,
         f"mean probability {region.mean_probability:.2f}",
     ]
     assert region.picture is not None
     if region.picture[2] < max(region.width, region.height):
-        facts[-1] += ", the picture shows a part"
-    return facts
+        facts.append("the picture shows a part")
+    return [*filter(None, facts)]
 
 
 def _tabulate_groups(groups: Mapping[tuple[str, int | None], ErrorSums]) -> Table:

@@ -149,6 +149,26 @@ def test_slider_recolors_map_and_shows_quantification(page: Page, out: Path) -> 
     assert back.is_disabled()
 
 
+def test_slide_page_opens_place_of_its_address(page: Page, out: Path) -> None:
+    def find_mark() -> list[float]:
+        """Return left, top, right and bottom of the marked box as shares of the pane; empty without one."""
+        with Image.open(io.BytesIO(measure_pane(page, "left")[0])) as image:
+            red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")).astype(int), 2, 0)
+        y, x = np.nonzero((red > 190) & (green < 60) & (blue > 90) & (blue < 160))
+        height, width = red.shape
+        return [x.min() / width, y.min() / height, x.max() / width, y.max() / height] if len(x) else []
+
+    open_slide(page, out, "a")
+    assert find_mark() == []
+    page.evaluate("window.location.hash = '#x=240&y=206&w=160&h=100'")
+    left, top, right, bottom = find_mark()
+    assert ((left + right) / 2, (top + bottom) / 2) == pytest.approx((0.5, 0.5), abs=0.02)
+    page.goto("about:blank")
+    page.goto(f"{(out / 'a' / 'slide.html').as_uri()}#x=240&y=206&w=160&h=100")
+    page.wait_for_selector("#viewer.ready")
+    assert find_mark() == pytest.approx([left, top, right, bottom], abs=0.02)
+
+
 def test_panes_zoom_and_move_and_table_highlights_regions(page: Page, out: Path) -> None:
     open_slide(page, out, "a")
     text = page.locator("#viewer .scale span")
