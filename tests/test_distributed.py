@@ -205,9 +205,14 @@ def test_batch_items_of_devices_make_up_step() -> None:
         ({"devices": 2, "strategy": "fsdp"}, "trainer.strategy=fsdp must be auto, ddp_spawn"),
         ({"accelerator": "cpu", "devices": 999, "strategy": "ddp_spawn"}, "trainer.devices=999: this machine has"),
         ({"num_nodes": 2}, "trainer.num_nodes=2 needs trainer=ddp_slurm"),
+        ({"ema": 1.0}, "trainer.ema=1.0 must be above 0 and below 1 or null: null averages nothing"),
+        (
+            {"ema": 0.9, "precision": "bf16-true"},
+            "trainer.ema=0.9 averages weights in fp32, and trainer.precision=bf16",
+        ),
     ],
 )
-def test_trainer_unsupported_devices_are_named(trainer: dict[str, Any], fault: str) -> None:
+def test_trainer_unsupported_settings_are_named(trainer: dict[str, Any], fault: str) -> None:
     with pytest.raises(ConfigError) as caught:
         TrainerSettings(**trainer)
     assert caught.value.faults[0].startswith(fault)

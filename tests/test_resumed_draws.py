@@ -174,7 +174,7 @@ def test_resumed_grading_equals_whole(folder: Path, tmp_path: Path, workers: int
     [
         ("+trainer.check_val_every_n_epoch=2",),
         ("+trainer.val_check_interval=2",),
-        ("trainer.accumulate_grad_batches=2",),
+        ("trainer.accumulate_grad_batches=2", "trainer.ema=0.9"),
     ],
 )
 def test_resumed_training_unusual_trainer_equals_whole(folder: Path, tmp_path: Path, trainer: tuple[str, ...]) -> None:

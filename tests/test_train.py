@@ -64,10 +64,11 @@ METADATA = SegmentationMetadata(
 
 
 class Tiny(nn.Sequential):
-    """A network with dropout."""
+    """A network with dropout and with statistics of its batches."""
 
     def __init__(self) -> None:
-        super().__init__(nn.Conv2d(3, 8, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(8, 1, 1))
+        layers = (nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Conv2d(8, 1, 1))
+        super().__init__(*layers)
 
 
 class Patches(TensorDataset):
@@ -382,6 +383,55 @@ def test_run_resumed_ends_with_weights_of_uninterrupted(tmp_path: Path, interrup
     train_run(interrupted_run, resume=interrupted_run / "checkpoints" / "last.ckpt")
     whole, resumed = weights(tmp_path / "whole"), weights(interrupted_run)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_run_with_ema_keeps_and_validates_the_recursion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    averages: list[dict[str, Tensor]] = []
+    states: list[dict[str, Tensor]] = []
+    validated: list[dict[str, Tensor]] = []
+    log_validation = SegmentationTask.on_validation_epoch_end
+
+    def add_validation(task: SegmentationTask) -> None:
+        validated.append({name: value.clone() for name, value in task.state_dict().items()})
+        log_validation(task)
+
+    def add_step(task: SegmentationTask, *_: Any) -> None:
+        state = {name: value.clone() for name, value in task.state_dict().items()}
+        decay = min(0.4, (1 + len(states)) / (10 + len(states))) if states else 0.0
+        before = averages[-1] if averages else state
+        averages.append(
+            {
+                name: decay * before[name] + (1 - decay) * value if value.is_floating_point() else value
+                for name, value in state.items()
+            }
+        )
+        states.append(state)
+
+    monkeypatch.setattr(SegmentationTask, "on_train_batch_end", add_step)
+    monkeypatch.setattr(SegmentationTask, "on_validation_epoch_end", add_validation)
+    run, task = train_run(tmp_path, "trainer.ema=0.4")
+    assert len(states) == 9
+    last, best = (torch.load(path, weights_only=True) for path in (run.last, run.best))
+    torch.testing.assert_close(last["current_model_state"], states[-1], rtol=0, atol=0)
+    for stored, step in (
+        (last["state_dict"], 8),
+        (dict(task.state_dict()), 8),
+        (validated[1], 5),
+        (best["state_dict"], best["global_step"] - 1),
+    ):
+        torch.testing.assert_close(dict(stored), averages[step])
+    assert not torch.equal(states[-1]["network.1.running_mean"], averages[-1]["network.1.running_mean"])
+    network = Tiny().eval()
+    network.load_state_dict(
+        {name.removeprefix("network."): value for name, value in averages[best["global_step"] - 1].items()}
+    )
+    ((image, mask),) = Data().val_dataloader()
+    called = network(image).sigmoid() > 0.5
+    dice = 2 * (called & (mask > 0.5)).sum() / (called.sum() + mask.sum())
+    (score,) = {
+        float(s["best_model_score"]) for s in best["callbacks"].values() if s.get("best_model_score") is not None
+    }
+    assert float(dice) == pytest.approx(score, abs=1e-6)
 
 
 def test_run_moved_folder_keeps_best_epoch(tmp_path: Path, interrupted_run: Path) -> None:

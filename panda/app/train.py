@@ -49,6 +49,7 @@ from panda.app.software import find_commit, list_software
 from panda.app.tracking import end_wandb, read_metrics, replay_metrics, set_wandb_aside
 from panda.app.train_config import TrainConfig
 from panda.app.training_reuse import select_decisive
+from panda.app.weight_averaging import MovingAverage
 from panda.data.failures import write_failures
 from panda.errors import ConfigError, LockedError
 from panda.files import fingerprint, hold_lock, remove_leftovers, write_json, write_whole
@@ -266,6 +267,7 @@ def build_trainer(
         clock,
         EpochSeed(cfg.seed),
         *([Tf32()] if cfg.trainer.precision == "auto" else []),
+        *([MovingAverage(cfg.trainer.ema)] if cfg.trainer.ema else []),
         MovableCheckpoint(
             dirpath=folder / "checkpoints",
             filename="best",

@@ -35,6 +35,8 @@ class TrainerSettings(Settings):
     Attributes:
         precision: `auto` is bf16-mixed on a CUDA device that computes in it, with TF32 for what stays in fp32, and
             32-true elsewhere.
+        ema: Decay of an exponential moving average of the weights, which is validated, stored and scored instead of
+            the weights of the last step; None averages nothing.
     """
 
     node: ClassVar[str] = "trainer"
@@ -52,6 +54,7 @@ class TrainerSettings(Settings):
     devices: int = Field(default=1, ge=1, description="give a number, because training depends on it")
     num_nodes: int = Field(default=1, ge=1, description="machines, each with as many devices")
     precision: Precision | Literal["auto"] = "32-true"
+    ema: float | None = Field(default=None, gt=0, lt=1, description="null averages nothing")
     max_epochs: Count | None = None
     min_epochs: Count | None = None
     max_steps: Literal[-1] = Field(
@@ -80,6 +83,14 @@ class TrainerSettings(Settings):
         if self.max_epochs is not None and self.check_val_every_n_epoch > self.max_epochs:
             yield (
                 f"{self.setting('check_val_every_n_epoch')} must be from 1 to max_epochs: validation picks the epoch"
+            )
+
+    @rule
+    def _check_average(self) -> Iterator[str]:
+        if self.ema is not None and self.precision not in ("auto", "32-true", "bf16-mixed", "16-mixed"):
+            yield (
+                f"{self.setting('ema')} averages weights in fp32, and {self.setting('precision')} has none: give "
+                "trainer.precision=bf16-mixed or 32-true"
             )
 
     @rule
@@ -120,7 +131,7 @@ class TrainerSettings(Settings):
 
     def build(self, **given: Any) -> pl.Trainer:
         """Build the trainer, with the options that a run sets itself."""
-        options = {name: getattr(self, name) for name in type(self).model_fields}
+        options = {name: getattr(self, name) for name in type(self).model_fields if name != "ema"}
         options |= {"precision": self.machine_precision, "enable_progress_bar": self.shows_bar}
         environment = RankEnvironment(find_launch()) if is_joint(self.strategy) else SpawnEnvironment()
         environment.set_global_rank(environment.global_rank())

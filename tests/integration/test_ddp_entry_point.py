@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.integration.entry_points import run_entry_point, table
 from tests.integration.test_entry_points import TINY
@@ -18,6 +19,7 @@ OVERRIDES = (
     "trainer=ddp",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=1",
+    "trainer.ema=0.9",
     "+trainer.limit_train_batches=2",
     "data.sampler=hard",
     "data.normalize=macenko",
@@ -46,4 +48,5 @@ def test_train_two_devices_make_one_run_and_resume(tmp_path: Path) -> None:
     second = json.loads((run / "summary.json").read_text())
     assert (second["devices"], second["epochs"]) == (2, 2)
     assert second["seconds"] > first["seconds"]
+    assert int(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["averaging_state"]["n_averaged"]) == 4
     assert [row["epoch"] for row in table(run / "metrics.csv") if row["val/dice"]] == ["0", "1"]
