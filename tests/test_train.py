@@ -64,11 +64,11 @@ METADATA = SegmentationMetadata(
 
 
 class Tiny(nn.Sequential):
-    """A network with dropout and with statistics of its batches."""
+    """A network with dropout, and with statistics of batches if these are normalized."""
 
-    def __init__(self) -> None:
-        layers = (nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.Conv2d(8, 1, 1))
-        super().__init__(*layers)
+    def __init__(self, *, normalized: bool = False) -> None:
+        layers = (nn.Conv2d(3, 8, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(8, 1, 1))
+        super().__init__(*layers, *([nn.BatchNorm2d(1)] if normalized else []))
 
 
 class Patches(TensorDataset):
@@ -107,6 +107,7 @@ def train_run(
     stop: int | None = None,
     monitor: str = "val/dice",
     sweep: Path | None = None,
+    normalized: bool = False,
     **metadata: Any,
 ) -> tuple[Run, SegmentationTask]:
     """Train three epochs over tiny patches by the run's own trainer."""
@@ -115,7 +116,8 @@ def train_run(
     cfg = compose_settings(*small, f"run_dir={folder}", *overrides, *resumed)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     pl.seed_everything(cfg.seed, verbose=False)
-    task = SegmentationTask(Tiny(), BCELoss(), Optim(lr=0.05), METADATA.model_copy(update=metadata))  # type: ignore[arg-type]
+    network: Any = Tiny(normalized=normalized)
+    task = SegmentationTask(network, BCELoss(), Optim(lr=0.05), METADATA.model_copy(update=metadata))
     experiment: Any = SimpleNamespace(monitor=monitor, mode="max")
     point = ResumePoint.read(resume) if resume else None
     run = Run(cfg, folder, resume, build_trainer(cfg, folder, experiment, Clock(time.monotonic()), point), sweep)
@@ -409,7 +411,7 @@ def test_run_with_ema_keeps_and_validates_the_recursion(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(SegmentationTask, "on_train_batch_end", add_step)
     monkeypatch.setattr(SegmentationTask, "on_validation_epoch_end", add_validation)
-    run, task = train_run(tmp_path, "trainer.ema=0.4")
+    run, task = train_run(tmp_path, "trainer.ema=0.4", normalized=True)
     assert len(states) == 9
     last, best = (torch.load(path, weights_only=True) for path in (run.last, run.best))
     torch.testing.assert_close(last["current_model_state"], states[-1], rtol=0, atol=0)
@@ -420,8 +422,8 @@ def test_run_with_ema_keeps_and_validates_the_recursion(tmp_path: Path, monkeypa
         (best["state_dict"], best["global_step"] - 1),
     ):
         torch.testing.assert_close(dict(stored), averages[step])
-    assert not torch.equal(states[-1]["network.1.running_mean"], averages[-1]["network.1.running_mean"])
-    network = Tiny().eval()
+    assert not torch.equal(states[-1]["network.3.running_mean"], averages[-1]["network.3.running_mean"])
+    network = Tiny(normalized=True).eval()
     network.load_state_dict(
         {name.removeprefix("network."): value for name, value in averages[best["global_step"] - 1].items()}
     )
