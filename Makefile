@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test torture check lint lock bench bench-peers
+.PHONY: help install demo test test-short torture check lint lock bench bench-peers
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,12 @@ demo: install ## draw a small PANDA, train, grade, map a slide; ends with figure
 
 test: install ## the tests (two cores, no GPU, no network)
 	$(BIN)/python -m pytest
+
+# with its own environment, for example: make test-short PYTHON=python3.13 VENV=.venv-3.13
+test-short: install ## a short part of the tests: imports, --help, configurations, files, a small training and its maps
+	$(BIN)/python -m pytest -p no:cacheprovider tests/test_help.py tests/test_config_check.py tests/test_readers.py \
+	  tests/test_export.py tests/test_models_segmentation.py tests/test_mil.py tests/integration/test_entry_points.py \
+	  -k "not integration or run_folder or continues_past or resumes"
 
 torture: install ## kill, starve and feed damaged files to every job, for half an hour
 	$(BIN)/python -m tests.torture

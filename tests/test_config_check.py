@@ -37,6 +37,15 @@ LOSSES = sorted({option for group, option in GROUPS if group == "loss"} - SLIDE_
 """The losses of segmentation."""
 
 
+PIP = "pip install 'panda-wsi[{}]'"
+
+
+def list_missing(logger: str) -> str:
+    """Return the packages that a logger needs and that are not installed here."""
+    packages = {"tensorboard": ["tensorboard"], "mlflow": ["mlflow", "sqlalchemy", "alembic"]}.get(logger, [])
+    return ", ".join(name for name in packages if importlib.util.find_spec(name) is None)
+
+
 def compose_config(*overrides: str, entry_point: str = "train") -> DictConfig:
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -99,6 +108,8 @@ def test_check_config_every_option_passes(group: str, option: str, tmp_path: Pat
         overrides = (f"data.table={tmp_path / 'train.csv'}",)
     if option == "panda_grading":
         overrides = (*overrides, "data=synthetic", "tiles.cross_fit=false")
+    if group == "logger" and (missing := list_missing(option)):
+        expected.add(f"logger={option} needs the package {missing}, which is not installed: {PIP.format(option)}")
     found = set()
     try:
         compose_settings(f"{group}={option}", *overrides)
@@ -169,6 +180,16 @@ def test_check_config_cluster_faults_are_named(monkeypatch: pytest.MonkeyPatch) 
         "distributed, dask_jobqueue, which is not installed: pip install 'panda-wsi[cluster]'",
     ):
         assert part in found
+
+
+def test_check_config_missing_loggers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    for logger in ("tensorboard", "mlflow"):
+        assert f"not installed: {PIP.format(logger)}" in find_faults(f"logger={logger}")
+    for address in ("file:///runs", "runs/mlflow.db"):
+        assert f"logger.tracking_uri={address} must be" in find_faults(
+            "logger=mlflow", f"logger.tracking_uri={address}"
+        )
 
 
 def test_check_config_unknown_option_names_neighbor() -> None:

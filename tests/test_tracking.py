@@ -10,8 +10,9 @@ import pytest
 import wandb
 from PIL import Image
 
-from panda.app.dashboard import log_checkpoints, log_figures, log_pictures, replay_views
-from panda.app.tracking import EpochLogger, Tracking, end_wandb, find_wandb_logger, flatten
+from panda.app.dashboard import find_dashboard, flatten, replay_views
+from panda.app.tracking import Tracking
+from panda.app.wandb_dashboard import WandbDashboard, end_wandb
 from tests.summaries import make_summary
 from tests.wandb_log import OfflineRun
 
@@ -24,16 +25,16 @@ def refused(*_, **__):
     raise OSError("there is no network")
 connect = socket.socket.connect
 socket.socket.connect = lambda own, to: connect(own, to) if own.family == socket.AF_UNIX else refused()
-from panda.app.dashboard import log_checkpoints
-from panda.app.tracking import Tracking, find_wandb_logger
+from panda.app.dashboard import find_dashboard
+from panda.app.tracking import Tracking
 import wandb
 folder = Path(sys.argv[2])
 loggers = Tracking(mode=sys.argv[1]).build_loggers(folder, "r", "segmentation", None, {"a": {"b": 1}})
 for logger in loggers:
     logger.log_metrics({"val/dice": 0.5, "epoch": 0}, step=3)
     logger.save()
-log_checkpoints(find_wandb_logger(loggers), folder, {})
-find_wandb_logger(loggers).log_table("t", columns=["x"], data=[[1]])
+find_dashboard(loggers).log_checkpoints(folder, {})
+find_dashboard(loggers).log_table("t", columns=["x"], data=[[1]])
 wandb.finish()
 """
 
@@ -68,17 +69,17 @@ def test_flat_settings_have_no_dots() -> None:
 
 
 @pytest.fixture
-def logger(tmp_path: Path) -> EpochLogger:
+def logger(tmp_path: Path) -> WandbDashboard:
     choices = ("model=unet", "x=" + "y" * 100)
     tracking = Tracking(tags=("mine", "model=unet"), choices=choices)
-    found = find_wandb_logger(tracking.build_loggers(tmp_path, "3", "segmentation", "sweep-a", {"seed": 1}))
-    assert isinstance(found, EpochLogger)
+    found = find_dashboard(tracking.build_loggers(tmp_path, "3", "segmentation", "sweep-a", {"seed": 1}))
+    assert isinstance(found, WandbDashboard)
     return found
 
 
-def test_log_figures_has_group_tags_and_intervals(tmp_path: Path, logger: EpochLogger) -> None:
+def test_log_figures_has_group_tags_and_intervals(tmp_path: Path, logger: WandbDashboard) -> None:
     scores = {"dice": 0.5, "dice_interval": [0.4, 0.7], "slides": 3, "by_provider": {"radboud": {"dice": 0.6}}}
-    log_figures(logger, make_summary({"threshold": 0.3, "test": scores}))
+    logger.log_figures(make_summary({"threshold": 0.3, "test": scores}))
     wandb.finish()
     run = OfflineRun(tmp_path)
     assert run.about.run_group == "sweep-a"
@@ -88,10 +89,10 @@ def test_log_figures_has_group_tags_and_intervals(tmp_path: Path, logger: EpochL
     assert ["test", "radboud", "Dice, all pixels pooled", 0.6, None, None] in table["data"]
 
 
-def test_log_checkpoints_names_files_without_copy(tmp_path: Path, logger: EpochLogger) -> None:
+def test_log_checkpoints_names_files_without_copy(tmp_path: Path, logger: WandbDashboard) -> None:
     for name in ("best.ckpt", "last.ckpt"):
         (tmp_path / name).write_bytes(name.encode() * 100_000)
-    log_checkpoints(logger, tmp_path, {"threshold": 0.3})
+    logger.log_checkpoints(tmp_path, {"threshold": 0.3})
     wandb.finish()
     # `latest` is W&B's own
     found = {alias: a for a in OfflineRun(tmp_path).artifacts for alias in a.aliases if alias != "latest"}
@@ -102,7 +103,7 @@ def test_log_checkpoints_names_files_without_copy(tmp_path: Path, logger: EpochL
     assert max(path.stat().st_size for path in (tmp_path / "wandb").rglob("*") if path.is_file()) < 900_000
 
 
-def test_replay_views_logs_pictures_of_whole_epochs_again(tmp_path: Path, logger: EpochLogger) -> None:
+def test_replay_views_logs_pictures_of_whole_epochs_again(tmp_path: Path, logger: WandbDashboard) -> None:
     (tmp_path / "views").mkdir()
     for epoch in (1, 3, 5):
         Image.new("RGB", (8, 8)).save(tmp_path / "views" / f"epoch_{epoch:03d}_fixed.png")
@@ -117,11 +118,11 @@ def test_wandb_full_disk_is_one_warning_and_no_error(
     disk = small_disk("64k")
     (tmp_path / "wandb").symlink_to(disk)
     Image.effect_noise((300, 300), 90).save(tmp_path / "noise.png")
-    logger = find_wandb_logger(Tracking().build_loggers(tmp_path, "r", "t", None, {}))
+    logger = find_dashboard(Tracking().build_loggers(tmp_path, "r", "t", None, {}))
     assert logger is not None
     try:
         for _ in range(3):
-            log_pictures(logger, {"noise": tmp_path / "noise.png"})
+            logger.log_pictures({"noise": tmp_path / "noise.png"})
             logger.log_metrics({"loss": 0.5, "epoch": 0})
     finally:
         end_wandb()

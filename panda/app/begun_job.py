@@ -9,10 +9,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from panda.app.dashboard import flatten
 from panda.app.hydra_job import AUTO, is_unnamed
 from panda.app.resume import read_run_config
-from panda.app.tracking import flatten, set_wandb_aside
 from panda.app.training_reuse import RECORD, Training
+from panda.app.wandb_dashboard import set_wandb_aside
 from panda.errors import ConfigError, PandaError
 from panda.files import remove
 from panda.report.run_summary import RunSummary, read_summary

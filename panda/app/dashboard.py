@@ -1,123 +1,181 @@
-"""Log outputs other than metrics to W&B: patches, curves, the table of slides and checkpoints."""
+"""What a run logs beside its metrics to a program that shows runs: pictures, tables, final figures and checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Concatenate, Literal, ParamSpec, TypeVar
 
-import numpy as np
-import wandb
-from PIL import Image
 from pytorch_lightning.loggers import Logger
 
-from panda.app.tracking import EpochLogger, find_wandb_logger, spare_run
 from panda.inference.panel_patches import PanelRow
-from panda.inference.picture_file import find_image
 from panda.report.run_summary import RunSummary
 from panda.report.table import name_figure
 from panda.tables import read_output_table
-from panda.tasks.threshold import CRITERIA
-from panda.wsi.classes import ANY_CANCER, IGNORED
 
-LABELS = {0: "no cancer", 1: "cancer"}
-_OTHER_LABELS = {ANY_CANCER: "cancer of unknown class", IGNORED: "not labelled"}
-THUMBNAIL_PX = 192
-"""Longest side of the pictures in the table of slides, in px."""
-MAX_PICTURED = 500
-"""Number of slides in the table with pictures, which take 0.2 MB each in memory."""
-MAX_TILE_PICTURES = 20
-"""Number of pictures of attended tiles that are logged, because they are copied at full size."""
-CURVES = ("iou", "precision", "recall", *(name for name, rule in CRITERIA.items() if not rule.lowest_is_best))
-"""Prefixes of the columns that are charted."""
-CHART_STEP = 4
-"""Thresholds between two points of the chart, because W&B draws at most 10,000 points."""
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+End = Literal["finished", "failed", "interrupted"]
+"""How a run ended."""
+FIGURE_COLUMNS = ("split", "slides", "figure", "value", "low", "high")
 
 
-@spare_run
-def log_rows(
-    logger: EpochLogger,
-    key: str,
-    picture: Path,
-    rows: Sequence[PanelRow],
-    threshold: float,
-    *,
-    epoch: int | None = None,
-) -> None:
-    """Log patches twice: as the picture of `draw_panels`, and each with masks that the dashboard can hide.
+D = TypeVar("D", bound="Dashboard")
 
-    The single patches have the key `<key>_patches`. Without an epoch, they belong to the last one.
+
+def spare_run(log_it: Callable[Concatenate[D, P], None]) -> Callable[Concatenate[D, P], None]:
+    """Wrap a method that logs: if it fails, warn and log no more to this program, and the run continues.
+
+    Its folder, database or process is its own, and may be full, locked or killed.
     """
-    patches = [_add_masks(row, threshold) for row in rows]
-    of_epoch = {} if epoch is None else {"epoch": epoch}
-    logger.experiment.log({key: wandb.Image(str(picture), caption=picture.stem), f"{key}_patches": patches} | of_epoch)
+
+    @functools.wraps(log_it)
+    def log_unless_failed(dashboard: D, /, *args: P.args, **options: P.kwargs) -> None:
+        if dashboard.has_failed:
+            return
+        try:
+            log_it(dashboard, *args, **options)
+        except Exception as error:
+            dashboard.has_failed = True
+            warn_of_failure(dashboard.title, error)
+            dashboard.end("failed")
+
+    return log_unless_failed
 
 
-def _add_masks(row: PanelRow, threshold: float) -> wandb.Image:
-    masks = {"prediction": row.predict_classes(threshold)}
-    if row.truth is not None:
-        masks["ground_truth"] = row.truth.astype(np.uint8) if row.labels is None else row.labels
-    names = LABELS if row.classes.is_binary else {**dict(enumerate(row.classes.names)), **_OTHER_LABELS}
-    return wandb.Image(
-        row.image,
-        caption=row.title,
-        masks={name: {"mask_data": mask, "class_labels": names} for name, mask in masks.items()},
-    )
+class Dashboard(Logger):
+    """A logger that takes more than metrics.
+
+    The methods here log pictures, tables and figures by the three methods that a derived class defines. A derived class
+    whose program shows more replaces them too.
+
+    Attributes:
+        title: Name of the program.
+        has_failed: Whether it failed, see `spare_run`.
+        is_continued: Whether it still has what earlier sessions of the run logged.
+    """
+
+    title: ClassVar[str]
+    has_failed = False
+    is_continued = False
+
+    def put_picture(self, key: str, path: Path, epoch: int | None) -> None:
+        """Log a picture, of an epoch or of the end of the run."""
+        raise NotImplementedError
+
+    def put_table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table; None is an empty field."""
+        raise NotImplementedError
+
+    def put_figures(self, figures: Mapping[str, float]) -> None:
+        """Log the final figures of the run."""
+        raise NotImplementedError
+
+    def end(self, state: End) -> None:
+        """Write what is left, and mark how the run ended."""
+        raise NotImplementedError
+
+    def log_rows(
+        self, key: str, picture: Path, rows: Sequence[PanelRow], threshold: float, *, epoch: int | None = None
+    ) -> None:
+        """Log patches as the picture of `draw_panels`; without an epoch, they belong to the end of the run."""
+        self.log_pictures({key: picture}, epoch)
+
+    @spare_run
+    def log_pictures(self, pictures: Mapping[str, Path], epoch: int | None = None) -> None:
+        """Log those pictures that exist, each under its key."""
+        for key, path in pictures.items():
+            if path.is_file():
+                self.put_picture(key, path, epoch)
+
+    @spare_run
+    def log_csv(self, key: str, path: Path) -> None:
+        """Log a CSV file of the run as a table, if the file exists."""
+        if columns := read_columns(path):
+            self.put_table(key, [*columns], [*zip(*columns.values(), strict=True)])
+
+    def log_threshold_curve(self, path: Path) -> None:
+        """Log the scores at every threshold as a chart; here its picture and its table are enough."""
+
+    @spare_run
+    def log_slides(self, key: str, rows: Sequence[Mapping[str, Any]], slides: Path) -> None:
+        """Log a table with one row per slide. `slides` holds the folders of the slides."""
+        self.put_table(key, [*rows[0]], [[*row.values()] for row in rows])
+
+    @spare_run
+    def log_figures(self, summary: RunSummary) -> None:
+        """Log the figures of validation and test with their intervals, as a table and one by one."""
+        self.put_table("figures", FIGURE_COLUMNS, [*list_figures(summary)])
+        self.put_figures(select_final(summary))
+
+    def log_checkpoints(self, folder: Path, about: Mapping[str, Any]) -> None:
+        """Log `last.ckpt` and `best.ckpt` with data about them; here nothing is copied."""
+
+
+def warn_of_failure(title: str, error: Exception) -> None:
+    """Warn that a program cannot be used; the run continues."""
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    log.warning("%s: %s; the run continues without it, and metrics.csv has all metrics", title, reason)
+
+
+def find_dashboard(loggers: Sequence[Logger]) -> Dashboard | None:
+    """Return the logger that takes more than metrics, if there is one."""
+    return next((logger for logger in loggers if isinstance(logger, Dashboard)), None)
 
 
 def replay_views(run_dir: Path, loggers: Sequence[Logger], before: int | None = None) -> None:
     """Log the pictures again that an earlier session or another job drew during training, without single patches."""
-    if (logger := find_wandb_logger(loggers)) is not None:
-        _log_views(logger, run_dir, before)
-
-
-@spare_run
-def _log_views(logger: EpochLogger, run_dir: Path, before: int | None) -> None:
+    dashboard = find_dashboard(loggers)
+    if dashboard is None or dashboard.is_continued:
+        return
     for path in sorted((run_dir / "views").glob("epoch_*_*.png")):
         _, epoch, name = path.stem.split("_")
         if before is None or int(epoch) < before:
-            picture = wandb.Image(str(path), caption=path.stem)
-            logger.experiment.log({f"views/{name}": picture, "epoch": int(epoch)})
+            dashboard.log_pictures({f"views/{name}": path}, int(epoch))
 
 
-@spare_run
-def log_pictures(logger: EpochLogger, pictures: Mapping[str, Path]) -> None:
-    """Log those pictures that exist, each under its key."""
-    if found := {key: wandb.Image(str(path)) for key, path in pictures.items() if path.is_file()}:
-        logger.experiment.log(found)
+def end_dashboards(loggers: Sequence[Logger], state: End) -> None:
+    """End what the loggers began. Otherwise the next job of a multirun could log into it."""
+    if (dashboard := find_dashboard(loggers)) is not None:
+        dashboard.end(state)
 
 
-@spare_run
-def log_csv(logger: EpochLogger, key: str, path: Path) -> None:
-    """Log a CSV file of the run as a W&B table, if the file exists."""
-    if columns := _read_columns(path):
-        rows = [list(row) for row in zip(*columns.values(), strict=True)]
-        logger.log_table(key, columns=list(columns), data=rows)
+def list_figures(summary: RunSummary) -> Iterator[tuple[str, str, str, float, float | None, float | None]]:
+    """Yield the known figures of validation and test, all and by provider, see `FIGURE_COLUMNS`."""
+    for split, scores in {"val": summary.val, "test": summary.test}.items():
+        for part, figures in {"all": scores, **scores.find_parts("by_provider")}.items() if scores else ():
+            for key, value in figures.numbers.items():
+                if value is not None:
+                    low, high = figures.find_interval(key) or (None, None)
+                    yield split, part, name_figure(key), float(value), low, high
 
 
-@spare_run
-def log_threshold_curve(logger: EpochLogger, path: Path) -> None:
-    """Log the scores at every threshold as a chart of lines that can be picked and zoomed."""
-    columns = _read_columns(path)
-    if not columns:
-        return
-    lines = {}
-    for key, column in columns.items():
-        known = [(x, y) for x, y in zip(columns["threshold"], column, strict=True) if y is not None][::CHART_STEP]
-        if known and key.startswith(CURVES):
-            lines[key] = known
-    chart = wandb.plot.line_series(
-        xs=[[x for x, _ in line] for line in lines.values()],
-        ys=[[y for _, y in line] for line in lines.values()],
-        keys=list(lines),
-        title="Scores on validation by threshold",
-        xname="threshold",
-        split_table=True,
-    )
-    logger.experiment.log({"threshold_curve": chart})
+def select_final(summary: RunSummary) -> dict[str, float]:
+    """Return the figures of all slides and the ends of their intervals, such as `test/final_dice_low`."""
+    final = {} if summary.threshold is None else {"threshold": summary.threshold}
+    for split, scores in {"val": summary.val, "test": summary.test}.items():
+        for key, value in scores.numbers.items() if scores else ():
+            if value is not None and scores:
+                ends = zip(("_low", "_high"), scores.find_interval(key) or (), strict=False)
+                final |= {f"{split}/final_{key}{name}": float(end) for name, end in (("", value), *ends)}
+    return final
 
 
-def _read_columns(path: Path) -> dict[str, list[Any]]:
+def flatten(config: Mapping[str, Any], joint: str = ".") -> dict[str, Any]:
+    """Flatten nested settings to keys such as `model.encoder_name`; an empty node stays a value."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            found |= {f"{key}{joint}{below}": deep for below, deep in flatten(value, joint).items()}
+        else:
+            found[str(key)] = value
+    return found
+
+
+def read_columns(path: Path) -> dict[str, list[Any]]:
     """Read the columns of a CSV file, as numbers if all are; an empty field is None. Without a file there are none."""
     rows = read_output_table(path)
     columns: dict[str, list[Any]] = {}
@@ -128,58 +186,3 @@ def _read_columns(path: Path) -> dict[str, list[Any]]:
         except ValueError:
             columns[key] = [text or None for text in texts]
     return columns
-
-
-@spare_run
-def log_slides(logger: EpochLogger, key: str, rows: Sequence[Mapping[str, Any]], slides: Path) -> None:
-    """Log a table with one row per slide: thumbnail, heatmap, figures. `slides` holds the folders of the slides."""
-    columns = list(rows[0])
-    table = wandb.Table(columns=["slide_id", "thumbnail", "heatmap", *(name for name in columns if name != "slide_id")])
-    for number, row in enumerate(rows):
-        folder = slides / str(row["slide_id"])
-        pictures = [
-            _shrink_picture(folder / name) if number < MAX_PICTURED else None for name in ("slide.jpg", "heatmap.png")
-        ]
-        table.add_data(row["slide_id"], *pictures, *(row[name] for name in columns if name != "slide_id"))
-    logger.experiment.log({key: table})
-
-
-def _shrink_picture(path: Path) -> wandb.Image | None:
-    """Return a picture without its legend at the size for a table, or None if the file does not exist."""
-    if not path.is_file():
-        return None
-    with Image.open(path) as picture:
-        image = picture.crop(find_image(path))
-        image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-        return wandb.Image(image.convert("RGB"), file_type="jpg")
-
-
-@spare_run
-def log_figures(logger: EpochLogger, summary: RunSummary) -> None:
-    """Log the figures of validation and test with their intervals, as a table and in the summary of the run."""
-    table = wandb.Table(columns=["split", "slides", "figure", "value", "low", "high"])
-    final: dict[str, Any] = {}
-    for split, scores in {"val": summary.val, "test": summary.test}.items():
-        for part, figures in {"all": scores, **scores.find_parts("by_provider")}.items() if scores else ():
-            for key, value in figures.numbers.items():
-                if value is not None:
-                    ends = figures.find_interval(key)
-                    table.add_data(split, part, name_figure(key), float(value), *(ends or (None, None)))
-                    if part == "all":
-                        final[f"{split}/final_{key}"] = value
-                        final |= {
-                            f"{split}/final_{key}_{n}": end for n, end in zip(("low", "high"), ends or (), strict=False)
-                        }
-    logger.experiment.log({"figures": table})
-    logger.experiment.summary.update({"threshold": summary.threshold} | final)
-
-
-@spare_run
-def log_checkpoints(logger: EpochLogger, folder: Path, about: Mapping[str, Any]) -> None:
-    """Log the checkpoints as two versions of one artifact, `last` and `best`. W&B reads them in place."""
-    run = logger.experiment
-    for name in ("last", "best"):  # W&B gives the version logged last the alias `latest`
-        artifact = wandb.Artifact(f"checkpoint-{run.id}", type="model", metadata=dict(about))
-        # W&B would copy mutable files and cache all, so that a sweep would take twice its disk space.
-        artifact.add_file(str((folder / f"{name}.ckpt").absolute()), policy="immutable", skip_cache=True)
-        run.log_artifact(artifact, aliases=[name])

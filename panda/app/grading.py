@@ -12,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 
 from panda.app.confidence import UNCALIBRATED, freeze_confidence, measure_calibration
-from panda.app.dashboard import MAX_TILE_PICTURES, log_slides
 from panda.app.encoder_choice import copy_encoder
 from panda.app.feature_grading import describe_tiles, find_feature_items
 from panda.app.grading_config import SEGMENTATION_ENCODER, GradingConfig, list_guided_splits
@@ -44,6 +43,9 @@ from panda.wsi.stain_normalization import find_stain
 from panda.wsi.tissue import TissueMap
 
 log = logging.getLogger(__name__)
+
+MAX_TILE_PICTURES = 20
+"""Number of pictures of attended tiles that are logged, because they are copied at full size."""
 
 
 class GradingExperiment:
@@ -274,5 +276,5 @@ class GradingExperiment:
             rows = [slide.to_row(attention=tested) for slide in slides]
             if rows:
                 write_table(run.folder / ("test_slides.csv" if tested else "val_slides.csv"), rows)
-            if rows and tested and run.wandb is not None:
-                log_slides(run.wandb, "test_slides", rows, run.folder / "slides")
+            if rows and tested and run.dashboard is not None:
+                run.dashboard.log_slides("test_slides", rows, run.folder / "slides")

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import TypeAdapter
 
+from panda.app.dashboard import flatten
 from panda.app.resume import SESSION_KEYS, is_resumable
-from panda.app.tracking import flatten
 from panda.data.manifest import SlideRecord
 from panda.data.slide_entry import FileIdentity
 from panda.data.slide_selection import LEFT_OUT, Selection

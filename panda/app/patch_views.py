@@ -19,8 +19,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from panda.app.dashboard import log_rows
-from panda.app.tracking import find_wandb_logger
+from panda.app.dashboard import find_dashboard
 from panda.data.loaders import Draw
 from panda.data.patchset import PatchSet
 from panda.inference.panel_patches import PanelRow
@@ -111,7 +110,7 @@ def select_telling_patches(counts: NDArray[np.integer], rank: NDArray[np.integer
 
 
 class PatchViews(Callback):
-    """Draws `views/epoch_NNN_fixed.png` and `…_telling.png` every few epochs and after the last, and logs them to W&B.
+    """Draws `views/epoch_NNN_fixed.png` and `…_telling.png` every few epochs and after the last, and logs them.
 
     With several devices, the first one draws from the counts of all. The patches are in the order of their loader;
     `fixed` of them are drawn every time.
@@ -183,14 +182,14 @@ class PatchViews(Callback):
             "fixed": "the same patches every time, chosen by the seed",
             "telling": "the most telling patches of this epoch",
         }
-        logger = find_wandb_logger(trainer.loggers)
+        dashboard = find_dashboard(trainer.loggers)
         for name, rows in shown.items():
             if rows:
                 path = self.folder / f"epoch_{self._epoch:03d}_{name}.png"
                 heading = f"Epoch {self._epoch} · validation · {headings[name]}"
                 draw_panels(rows, THRESHOLD, path, heading=heading, counted="pixels")
-                if logger is not None:
-                    log_rows(logger, f"views/{name}", path, rows, THRESHOLD, epoch=self._epoch)
+                if dashboard is not None:
+                    dashboard.log_rows(f"views/{name}", path, rows, THRESHOLD, epoch=self._epoch)
 
     def _make_row(self, trainer: pl.Trainer, pl_module: pl.LightningModule, item: int, kind: str) -> PanelRow:
         place = self.patches.rows[item]

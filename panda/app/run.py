@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from panda.app.callbacks import Clock
-from panda.app.dashboard import log_checkpoints, log_figures, log_pictures, replay_views
+from panda.app.dashboard import Dashboard, find_dashboard, replay_views
 from panda.app.distributed import join_processes
 from panda.app.joint_training import make_joint, share_training
 from panda.app.rank_group import RankGroup
 from panda.app.software import find_commit
-from panda.app.tracking import EpochLogger, find_wandb_logger, read_metrics, replay_metrics
+from panda.app.tracking import read_metrics, replay_metrics
 from panda.app.train_config import TrainConfig
 from panda.app.training_reuse import (
     Training,
@@ -76,9 +76,9 @@ class Run:
         return self.folder / "checkpoints" / "best.ckpt"
 
     @property
-    def wandb(self) -> EpochLogger | None:
-        """The W&B logger, if there is one."""
-        return find_wandb_logger(self.trainer.loggers)
+    def dashboard(self) -> Dashboard | None:
+        """Where the run is logged beside `metrics.csv`, if anywhere."""
+        return find_dashboard(self.trainer.loggers)
 
     @property
     def last(self) -> Path:
@@ -106,12 +106,12 @@ class Run:
         }
 
     def log_summary(self, summary: RunSummary, pictures: Mapping[str, Path], **about: Any) -> None:
-        """Log figures, pictures and checkpoints to W&B. `about` is the metadata of the checkpoints."""
-        if (logger := self.wandb) is not None:
-            log_pictures(logger, pictures)
-            log_figures(logger, summary)
-            if self.cfg.logger.checkpoints:
-                log_checkpoints(logger, self.best.parent, about)
+        """Log figures, pictures and checkpoints. `about` is the metadata of the checkpoints."""
+        if (dashboard := self.dashboard) is not None:
+            dashboard.log_pictures(pictures)
+            dashboard.log_figures(summary)
+            if self.cfg.logger.logs_checkpoints:
+                dashboard.log_checkpoints(self.best.parent, about)
 
     def fit(
         self, task: SegmentationTask | GradingTask, data: pl.LightningDataModule, learns_from: Mapping[str, Any]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-from panda.app.dashboard import log_csv, log_threshold_curve
 from panda.app.operating_point import calibrate, freeze_operating_point, grade_by_rule, note_unknown_providers
 from panda.app.patch_views import PatchViews
 from panda.app.run import Run, note_level
@@ -147,10 +146,10 @@ class SegmentationExperiment:
             test=summarize(scores, choice, self.cfg.seed, classes, list_rule_grades(mapped)) if tested else None,
         )
         curves = ("threshold_curve", "calibration")
-        if run.wandb is not None:
-            log_threshold_curve(run.wandb, run.folder / "threshold_curve.csv")
+        if run.dashboard is not None:
+            run.dashboard.log_threshold_curve(run.folder / "threshold_curve.csv")
             for name in curves:
-                log_csv(run.wandb, f"{name}_table", run.folder / f"{name}.csv")
+                run.dashboard.log_csv(f"{name}_table", run.folder / f"{name}.csv")
         pictures = {f"curves/{name}": run.folder / f"{name}.png" for name in curves}
         run.log_summary(summary, pictures, task="segmentation", threshold=summary.threshold)
         return summary

@@ -9,7 +9,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from panda.app.dashboard import log_rows, log_slides
 from panda.app.operating_point import OperatingPoint
 from panda.app.run import Run
 from panda.data.datamodule import DataSettings
@@ -108,8 +107,8 @@ def map_slides(
     if table:
         write_table(table_path, table)
         CollectedErrors.read(table_path, run.folder / "slides").write(run.folder / ERROR_TABLE)
-        if run.wandb is not None:
-            log_slides(run.wandb, table_path.stem, table, run.folder / "slides")
+        if run.dashboard is not None:
+            run.dashboard.log_slides(table_path.stem, table, run.folder / "slides")
     return scores
 
 
@@ -119,5 +118,5 @@ def _draw_panels(run: Run, panels: dict[float, list[PanelRow]]) -> None:
         if rows:
             at = "" if len(panels) == 1 else f"_at_{threshold:.3f}"
             path = draw_panels(rows, threshold, run.folder / "panels" / f"patches{at}.png")
-            if run.wandb is not None:
-                log_rows(run.wandb, f"panels{at}", path, rows, threshold)
+            if run.dashboard is not None:
+                run.dashboard.log_rows(f"panels{at}", path, rows, threshold)

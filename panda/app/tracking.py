@@ -1,28 +1,22 @@
-"""Log the metrics of a run: to `metrics.csv`, and to W&B unless it is disabled."""
+"""The loggers of a run: `metrics.csv`, and beside it W&B, TensorBoard or MLflow."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import logging
-import os
+import importlib.util
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Concatenate, Literal, ParamSpec
+from typing import Any, ClassVar, Literal
 
 import wandb
-from lightning_fabric.loggers.logger import rank_zero_experiment
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger
 
+from panda.app.dashboard import Dashboard, flatten, warn_of_failure
+from panda.app.wandb_dashboard import WandbDashboard
 from panda.errors import ManifestError
 from panda.files import check_plain_file
-from panda.settings import Names, Settings
+from panda.settings import Names, Settings, Text, rule
 from panda.tables import read_output_table
-
-log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
 
 MAX_TAG_LENGTH = 64
 """Maximum number of characters of a W&B tag."""
@@ -30,36 +24,96 @@ INIT_TIMEOUT, FINISH_TIMEOUT = 30.0, 600.0
 """Seconds that an online run waits for W&B at its start, and for the last uploads at its end."""
 
 
-class Tracking(Settings):
-    """Settings of the loggers.
+class TrackingSettings(Settings):
+    """Settings of the loggers; the derived classes say where a run is logged beside `metrics.csv`.
+
+    Args:
+        tags: Your own tags, in addition to the choices.
+        choices: The choice of each group of the configuration, such as `model=unet`, which are tags too.
+    """
+
+    node: ClassVar[str] = "logger"
+    packages: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str] = ""
+
+    tags: Names = ()
+    choices: Names = ()
+
+    @rule
+    def _check_packages(self) -> Iterator[str]:
+        if absent := [name for name in self.packages if importlib.util.find_spec(name) is None]:
+            yield (
+                f"logger={self.extra} needs the package {', '.join(absent)}, which is not installed: "
+                f"pip install 'panda-wsi[{self.extra}]'"
+            )
+
+    @property
+    def logs_checkpoints(self) -> bool:
+        """Whether checkpoints are logged too."""
+        return False
+
+    def split_tags(self) -> dict[str, str]:
+        """Return name and value of each tag, such as `model=unet`; the value of a tag without one is `true`."""
+        parts = [tag.partition("=") for tag in (*self.choices, *self.tags) if tag]
+        return {name: value or "true" for name, _, value in parts}
+
+    def build_loggers(
+        self,
+        run_dir: Path,
+        name: str,
+        task: str,
+        group: str | None,
+        config: Mapping[str, Any],
+        *,
+        resumed: bool = False,
+    ) -> list[Logger]:
+        """Build the loggers of one run.
+
+        Args:
+            run_dir: Folder of the run.
+            name: Name of the run.
+            task: Name of the task.
+            group: The sweep of the job, or None.
+            config: Settings of the run, as plain data.
+            resumed: Whether the run continues an earlier session.
+        """
+        loggers: list[Logger] = [_build_csv_logger(run_dir)]
+        about = {"task": task} | ({"sweep": group} if group else {})
+        return loggers + self._build_dashboard(run_dir, name, about, flatten(config, "/"), resumed)
+
+    def _build_dashboard(
+        self, run_dir: Path, name: str, about: Mapping[str, str], config: Mapping[str, Any], resumed: bool
+    ) -> list[Logger]:
+        return []
+
+
+class Tracking(TrackingSettings):
+    """Settings of W&B.
 
     Args:
         mode: `offline` writes W&B's files into the run's folder and sends nothing. `online` sends them during the run,
             or is offline if W&B cannot be reached. `disabled` does not use W&B.
         project: W&B project.
         entity: W&B team or user; None is the default of the account.
-        tags: W&B tags, in addition to the choices.
-        choices: The choice of each group of the configuration, such as `model=unet`, which are tags too.
         checkpoints: Whether the best and the last checkpoint are sent with the run. They are not copied before.
     """
-
-    node: ClassVar[str] = "logger"
 
     mode: Literal["offline", "online", "disabled"] = "offline"
     project: str = "panda"
     entity: str | None = None
-    tags: Names = ()
-    choices: Names = ()
     checkpoints: bool = True
 
-    def build_loggers(
-        self, run_dir: Path, name: str, task: str, group: str | None, config: Mapping[str, Any]
+    @property
+    def logs_checkpoints(self) -> bool:
+        """See `TrackingSettings`."""
+        return self.checkpoints
+
+    def _build_dashboard(
+        self, run_dir: Path, name: str, about: Mapping[str, str], config: Mapping[str, Any], resumed: bool
     ) -> list[Logger]:
-        """Build the loggers of one run, which write `metrics.csv` and `wandb/`. The group is the sweep of the job."""
-        csv_logger = _build_csv_logger(run_dir)
         if self.mode == "disabled":
-            return [csv_logger]
-        wandb_logger = EpochLogger(
+            return []
+        wandb_logger = WandbDashboard(
             name=name,
             # A relative path would be relative to the folder of W&B's own process.
             save_dir=run_dir.absolute(),
@@ -67,9 +121,9 @@ class Tracking(Settings):
             entity=self.entity,
             mode=self.mode,
             tags=list(dict.fromkeys(tag[:MAX_TAG_LENGTH] for tag in (*self.choices, *self.tags) if tag)),
-            group=group,
-            job_type=task,
-            config=flatten(config, "/"),  # W&B takes a dot for nesting
+            group=about.get("sweep"),
+            job_type=about["task"],
+            config=dict(config),  # W&B takes a dot for nesting
             settings=wandb.Settings(
                 quiet=True,
                 silent=self.mode == "offline",
@@ -78,97 +132,70 @@ class Tracking(Settings):
                 finish_timeout=FINISH_TIMEOUT,
             ),
         )
-        return [csv_logger, wandb_logger]
+        return [wandb_logger]
 
 
-def spare_run(log_it: Callable[Concatenate[EpochLogger, P], None]) -> Callable[Concatenate[EpochLogger, P], None]:
-    """Wrap a function that logs to W&B: if it fails, warn and log no more to W&B, and the run continues.
+class TensorBoardTracking(TrackingSettings):
+    """Settings of TensorBoard, whose files are in `tensorboard/` of the run."""
 
-    W&B has a folder and a process of its own, which may be full or killed.
+    packages: ClassVar[tuple[str, ...]] = ("tensorboard",)
+    extra: ClassVar[str] = "tensorboard"
+
+    def _build_dashboard(
+        self, run_dir: Path, name: str, about: Mapping[str, str], config: Mapping[str, Any], resumed: bool
+    ) -> list[Logger]:
+        from panda.app.tensorboard_dashboard import TensorBoardDashboard  # noqa: PLC0415  (optional package)
+
+        return [TensorBoardDashboard(run_dir, {**self.split_tags(), **about, **config})]
+
+
+class MlflowTracking(TrackingSettings):
+    """Settings of MLflow.
+
+    Args:
+        tracking_uri: A database, `sqlite:///PATH`, which is made, or the address of a server.
+        experiment: Name of the experiment of MLflow.
+        checkpoints: Whether the best and the last checkpoint are copied to the files of MLflow.
     """
 
-    @functools.wraps(log_it)
-    def log_unless_failed(logger: EpochLogger, /, *args: P.args, **options: P.kwargs) -> None:
-        if logger.has_failed:
-            return
-        try:
-            log_it(logger, *args, **options)
-        except Exception as error:
-            logger.has_failed = True
-            log.warning("W&B: %s; the run continues without it, and metrics.csv has all metrics", error)
-            end_wandb()
+    packages: ClassVar[tuple[str, ...]] = ("mlflow", "sqlalchemy", "alembic")
+    extra: ClassVar[str] = "mlflow"
 
-    return log_unless_failed
+    tracking_uri: Text = "sqlite:///runs/mlflow.db"
+    experiment: Text = "panda"
+    checkpoints: bool = False
 
-
-def end_wandb() -> None:
-    """End the W&B run of this process, if there is one. Otherwise the next job of a multirun would log into it."""
-    if wandb.run is None:
-        return
-    try:
-        wandb.finish()
-    except Exception as error:
-        log.warning("W&B: %s; its files of this run may be incomplete", error)
-        with contextlib.suppress(Exception, SystemExit):  # a job after this one needs another W&B process
-            wandb.teardown()
-
-
-class EpochLogger(WandbLogger):
-    """Lightning's W&B logger with charts over epochs and all files in the folder of the run, without prompts.
-
-    Attributes:
-        has_failed: Whether W&B failed, see `spare_run`.
-    """
-
-    has_failed = False
+    @rule
+    def _check_address(self) -> Iterator[str]:
+        kind, found, _ = self.tracking_uri.partition("://")
+        if not found or kind == "file":
+            yield f"{self.setting('tracking_uri')} must be sqlite:///PATH or a server: MLflow ended folders"
 
     @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """The W&B run, which starts on first access, on the first device only."""
-        if self._experiment is None and (begun := getattr(self, "_attach_id", None)) is not None:
-            # In a training process, Lightning passes the id of the run, but W&B does not pass its folder.
-            os.environ["WANDB_DIR"] = str(self._wandb_init["dir"])
-            self._experiment = wandb._attach(begun)  # type: ignore[attr-defined]
-        if self._experiment is None:
-            self._wandb_init.pop("anonymous", None)  # W&B warns that it has no effect
-            folder = Path(str(self._wandb_init["dir"])) / "wandb"
-            # W&B would use the home folder, which may be full or read-only.
-            os.environ.update(WANDB_DATA_DIR=str(folder / "data"), WANDB_CACHE_DIR=str(folder / "cache"))
-            if self._wandb_init["mode"] == "online":
-                self._connect()
-            if self._experiment is None:
-                self._experiment = wandb.init(**self._wandb_init)
-            self._experiment.define_metric("trainer/global_step")
-            self._experiment.define_metric("train/loss_step", step_metric="trainer/global_step")
-            self._experiment.define_metric("*", step_metric="epoch")
-        return self._experiment
+    def logs_checkpoints(self) -> bool:
+        """See `TrackingSettings`."""
+        return self.checkpoints
 
-    @spare_run
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics as the base class does."""
-        super().log_metrics(metrics, step)
+    def _build_dashboard(
+        self, run_dir: Path, name: str, about: Mapping[str, str], config: Mapping[str, Any], resumed: bool
+    ) -> list[Logger]:
+        from panda.app.mlflow_dashboard import MlflowDashboard  # noqa: PLC0415  (optional package)
 
-    def _connect(self) -> None:
+        tags = {**self.split_tags(), **about, "folder": str(run_dir.absolute())}
         try:
-            if not wandb.login(prompt=False):
-                raise wandb.errors.UsageError("no account is known here: `wandb login`")
-            self._experiment = wandb.init(**self._wandb_init)
-        except wandb.errors.Error as error:
-            reason = str(error).splitlines()[0]
-            log.warning("logger.mode=online: W&B cannot be used (%s): the run is logged offline", reason)
-            self._wandb_init["mode"] = "offline"
-
-
-def flatten(config: Mapping[str, Any], joint: str = ".") -> dict[str, Any]:
-    """Flatten nested settings to keys such as `model.encoder_name`; an empty node stays a value."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            found |= {f"{key}{joint}{below}": deep for below, deep in flatten(value, joint).items()}
-        else:
-            found[str(key)] = value
-    return found
+            dashboard = MlflowDashboard(
+                run_dir,
+                tracking_uri=self.tracking_uri,
+                experiment=self.experiment,
+                name=name,
+                tags=tags,
+                config=config,
+                resumed=resumed,
+            )
+        except Exception as error:  # of MLflow, of the database, of the network
+            warn_of_failure(MlflowDashboard.title, error)
+            return []
+        return [dashboard]
 
 
 def _build_csv_logger(run_dir: Path) -> CSVLogger:
@@ -209,27 +236,10 @@ def _parse_number(text: str) -> int | float:
 
 
 def replay_metrics(rows: Sequence[Mapping[str, int | float]], loggers: Sequence[Logger]) -> None:
-    """Log the rows of an earlier session or another job again, so that each log is complete."""
+    """Log the rows of an earlier session or another job again to each logger that lacks them."""
     for logger in loggers:
+        if isinstance(logger, Dashboard) and logger.is_continued:
+            continue
         for row in rows:
             logger.log_metrics({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
         logger.save()
-
-
-def set_wandb_aside(run_dir: Path) -> None:
-    """Move the W&B files of an interrupted session to another folder, because the resumed session logs all again.
-
-    Otherwise the dashboard would show the run twice, with the epoch that was cut off.
-    """
-    for folder in sorted((run_dir / "wandb").glob("offline-run-*")):
-        aside = run_dir / "wandb" / "interrupted" / folder.name
-        try:
-            aside.parent.mkdir(exist_ok=True)
-            folder.rename(aside)
-        except OSError as error:
-            log.warning("W&B: %s; it shows the interrupted session too", error)
-
-
-def find_wandb_logger(loggers: Sequence[Logger]) -> EpochLogger | None:
-    """Return the W&B logger among the loggers, if there is one."""
-    return next((logger for logger in loggers if isinstance(logger, EpochLogger)), None)

@@ -28,7 +28,7 @@ from panda.app.callbacks import (
     WarningFilter,
 )
 from panda.app.config_check import check_config
-from panda.app.dashboard import replay_views
+from panda.app.dashboard import End, end_dashboards, replay_views
 from panda.app.entry_point import Interrupted, SomeSlidesFailed, close_logs, log_to_file, make_folder
 from panda.app.grading import GradingExperiment
 from panda.app.grading_config import GradingConfig
@@ -46,9 +46,10 @@ from panda.app.segmentation_config import SegmentationConfig
 from panda.app.shared_training import hold_training, look_after
 from panda.app.signals import is_interruption
 from panda.app.software import find_commit, list_software
-from panda.app.tracking import end_wandb, read_metrics, replay_metrics, set_wandb_aside
+from panda.app.tracking import read_metrics, replay_metrics
 from panda.app.train_config import TrainConfig
 from panda.app.training_reuse import select_decisive
+from panda.app.wandb_dashboard import set_wandb_aside
 from panda.app.weight_averaging import MovingAverage
 from panda.data.failures import write_failures
 from panda.errors import ConfigError, LockedError
@@ -195,6 +196,7 @@ def _run(
     clock = Clock(started)
     sweep = folder.parent if is_multirun() else None
     trainer = build_trainer(cfg, folder, experiment, clock, point)
+    state: End = "failed"
     run = Run(cfg, folder, point.path if point else None, trainer, sweep, clock=clock, held=held, group=group)
     try:
         selection = experiment.data.select()
@@ -208,8 +210,9 @@ def _run(
         write_failures(folder / "failures.csv", run.failures)
         report = write_run_page(folder)
         log.info("%s\nreport: %s", format_headline(summary), report)
-        figure = find_objective(summary)
+        figure, state = find_objective(summary), "finished"
     except BaseException as stop:
+        state = "interrupted" if is_interruption(stop) else "failed"
         write_failures(folder / "failures.csv", run.failures)
         if not is_interruption(stop):
             raise
@@ -222,7 +225,7 @@ def _run(
             remedy = f"resume it with: {command}" if run.last.exists() else ""
         raise Interrupted(remedy) from stop
     finally:
-        end_wandb()
+        end_dashboards(trainer.loggers, state)
     return _return_figure(folder, len(run.failures), figure)
 
 
@@ -316,6 +319,7 @@ def _resume_loggers(cfg: TrainConfig, folder: Path, clock: Clock, point: ResumeP
         # A resumed job still belongs to its sweep.
         group=folder.parent.name if is_multirun() or folder.parent.name.startswith("sweep-") else None,
         config={**cfg.model_dump(mode="json"), "software": list_software()},
+        resumed=point is not None,
     )
     replay_metrics(kept, loggers)
     if point:

@@ -13,7 +13,7 @@ from panda.app.begun_job import holds_run, is_finished
 from panda.app.build import build
 from panda.app.hydra_job import AUTO, describe_subdir_fault, is_multirun, is_plain_name, is_unnamed
 from panda.app.registry import Slot
-from panda.app.tracking import Tracking
+from panda.app.tracking import TrackingSettings
 from panda.app.trainer import TrainerSettings
 from panda.data.augment import Augmentation
 from panda.data.datamodule import DataSettings
@@ -73,7 +73,7 @@ class TrainConfig(Settings):
     augment: Augmentation
     optim: Optim
     trainer: TrainerSettings
-    logger: Tracking
+    logger: Annotated[TrackingSettings, Slot(TrackingSettings, ("panda.app.tracking",))]
     quantify: QuantifySettings
     engine: EngineSettings
     name: Annotated[str | int | None, accept("a plain name", is_plain_name)] = Field(
