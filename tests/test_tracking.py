@@ -80,8 +80,9 @@ def logger(tmp_path: Path) -> WandbDashboard:
 def test_log_figures_has_group_tags_and_intervals(tmp_path: Path, logger: WandbDashboard) -> None:
     scores = {"dice": 0.5, "dice_interval": [0.4, 0.7], "slides": 3, "by_provider": {"radboud": {"dice": 0.6}}}
     logger.log_figures(make_summary({"threshold": 0.3, "test": scores}))
-    wandb.finish()
+    logger.end("interrupted")
     run = OfflineRun(tmp_path)
+    assert run.exit_status == 1
     assert run.about.run_group == "sweep-a"
     assert list(run.about.tags) == ["model=unet", ("x=" + "y" * 100)[:64], "mine"]
     table = run.table("figures")

@@ -62,6 +62,7 @@ class OfflineRun:
         steps: Metrics (or patterns of them) with the metric that is their step.
         history: What was logged, an item a call.
         artifacts: Their records.
+        exit_status: How the run ended, as a process does.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -71,6 +72,7 @@ class OfflineRun:
         self.steps: dict[str, str] = {}
         self.history: list[dict[str, Any]] = []
         self.artifacts: list[Any] = []
+        self.exit_status: int | None = None
         for record in _read_finished(log):
             kind = record.WhichOneof("record_type")
             if kind == "run":
@@ -83,6 +85,8 @@ class OfflineRun:
             elif kind == "history":
                 self.history.append({})
                 _put(self.history[-1], record.history.item)
+            elif kind == "exit":
+                self.exit_status = record.exit.exit_code
             elif kind == "artifact":
                 self.artifacts.append(record.artifact)
 
