@@ -93,7 +93,7 @@ def make_run_without_training(tmp_path: Path) -> Any:
 
     return SimpleNamespace(
         folder=tmp_path / "run",
-        wandb=None,
+        dashboard=None,
         failures=[],
         notes=[],
         fit=fit,

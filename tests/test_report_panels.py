@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from panda.app import dashboard
+from panda.app import wandb_dashboard
 from panda.data.targets import NAMED
 from panda.inference.class_colours import PATTERN_COLOURS
 from panda.inference.grade import AttendedTile, Grade, GradeRecord
@@ -196,7 +196,7 @@ def test_logged_masks_of_classes_have_their_numbers_and_names(monkeypatch: pytes
     row = dataclasses.replace(
         _row(), probability=by_class.sum(axis=0), classes=classes, by_class=by_class, labels=labels
     )
-    dashboard._add_masks(row, 0.5)
+    wandb_dashboard._add_masks(row, 0.5)
     predicted = logged["masks"]["prediction"]["mask_data"]
     np.testing.assert_array_equal(predicted, np.where(np.arange(64) < 32, 2, 0)[None].repeat(48, axis=0))
     np.testing.assert_array_equal(logged["masks"]["ground_truth"]["mask_data"], labels)
