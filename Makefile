@@ -36,9 +36,8 @@ test: install ## the tests (two cores, no GPU, no network)
 
 # with its own environment, for example: make test-short PYTHON=python3.13 VENV=.venv-3.13
 test-short: install ## a short part of the tests: imports, --help, configurations, files, a small training and its maps
-	$(BIN)/python -m pytest -p no:cacheprovider tests/test_help.py tests/test_config_check.py tests/test_readers.py \
-	  tests/test_export.py tests/test_models_segmentation.py tests/test_mil.py tests/integration/test_entry_points.py \
-	  -k "not integration or run_folder or continues_past or resumes"
+	$(BIN)/python -m pytest -p no:cacheprovider tests/test_help.py tests/test_config_check.py tests/test_export.py \
+	  tests/integration/test_entry_points.py -k "not integration or run_folder or continues_past"
 
 torture: install ## kill, starve and feed damaged files to every job, for half an hour
 	$(BIN)/python -m tests.torture
