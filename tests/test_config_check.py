@@ -46,6 +46,12 @@ def list_missing(logger: str) -> str:
     return ", ".join(name for name in packages if importlib.util.find_spec(name) is None)
 
 
+def hide_packages(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let packages look as if they were not installed."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in names else find(name, *more))
+
+
 def compose_config(*overrides: str, entry_point: str = "train") -> DictConfig:
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -169,7 +175,7 @@ def test_check_config_every_cluster_is_known(option: str, tmp_path: Path, monkey
 
 def test_check_config_cluster_faults_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    hide_packages(monkeypatch, "distributed", "dask_jobqueue")
     slurm = ("cluster=slurm", "cluster.memory=16", "cluster.gpus=-1", "cluster.tasks=2")
     found = find_faults(*slurm, entry_point="infer")
     assert "cluster.memory=16 must be" in found
@@ -183,7 +189,7 @@ def test_check_config_cluster_faults_are_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_check_config_missing_loggers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    hide_packages(monkeypatch, "tensorboard", "mlflow", "sqlalchemy", "alembic")
     for logger in ("tensorboard", "mlflow"):
         assert f"not installed: {PIP.format(logger)}" in find_faults(f"logger={logger}")
     for address in ("file:///runs", "runs/mlflow.db"):

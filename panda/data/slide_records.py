@@ -13,6 +13,7 @@ import logging
 import os
 import sqlite3
 import uuid
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -119,6 +120,7 @@ class SlideRecords:
         # Without a name it is in memory while it is small, and then in a temporary file.
         self._index = sqlite3.connect("")
         self._index.executescript(_SCHEMA)
+        weakref.finalize(self, self._index.close)  # Python 3.13 warns of a database that is not closed
 
     def find_state(self, slide_id: str) -> str:
         """Return the state of the files of a slide; empty if there are none, or the id cannot name files."""
