@@ -133,7 +133,7 @@ class MlflowDashboard(MLFlowLogger, Dashboard):
         """Log a table as CSV."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([columns, *rows])
-        self._mlflow_client.log_text(self._run_id, text.getvalue(), f"{key}.csv")
+        self._mlflow_client.log_text(str(self._run_id), text.getvalue(), f"{key}.csv")
 
     def put_figures(self, figures: Mapping[str, float]) -> None:
         """See `Dashboard`."""
@@ -144,7 +144,7 @@ class MlflowDashboard(MLFlowLogger, Dashboard):
         """Copy the checkpoints."""
         for name in ("last", "best"):
             self._mlflow_client.log_artifact(self._run_id, str(folder / f"{name}.ckpt"), "checkpoints")
-        self._mlflow_client.log_dict(self._run_id, dict(about), "checkpoints/about.json")
+        self._mlflow_client.log_dict(str(self._run_id), dict(about), "checkpoints/about.json")
 
     def end(self, state: End) -> None:
         """See `Dashboard`."""
