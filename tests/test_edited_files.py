@@ -142,6 +142,7 @@ def write(path: Path, model: Plain) -> Path:
 def test_edited_quantification_is_refused_or_same(output: Path) -> None:
     free: tuple[str, ...] = (
         "slide_id",
+        "paths",
         "mm2_note",
         "mpp_note",
         "grade_note",

@@ -24,6 +24,7 @@ TOOLS = {
     "folds": ("panda.report.folds", "pool the folds of a cross-validation"),
     "next": ("panda.report.next", "choose the slides and fields to correct next"),
     "corrections": ("panda.data.corrections", "turn corrected regions into training masks"),
+    "view": ("panda.view", "look at slides and maps at full resolution in a browser"),
     "store": ("panda.data.store", "list patch stores"),
 }
 """Module and purpose of each command without a configuration; `python -m MODULE` is the same, and ends in its name."""

@@ -29,7 +29,7 @@ from panda.inference.grade import Grade, GradeRecord
 from panda.inference.grader import MOST_SHOWN, score_attention
 from panda.inference.slide_images import MAX_SIDE, write_attention, write_slide
 from panda.inference.slide_loop import get_slide_id, run_over_items
-from panda.inference.slide_result import SlideFacts
+from panda.inference.slide_result import SlideFacts, SlidePaths
 from panda.report.attention_tiles import draw_attention_tiles
 from panda.report.slide_page import write_slide_page
 from panda.wsi.geometry import Resolution, ceil_px, round_px
@@ -119,6 +119,7 @@ class FeatureGrading:
         image, overview = slide.overview()
         facts = SlideFacts(
             slide_id=slide.slide_id,
+            paths=SlidePaths.find(slide),
             mpp=slide.mpp,
             view_downsample=overview.downsample,
             bounds=slide.bounds,

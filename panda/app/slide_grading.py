@@ -27,7 +27,7 @@ from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_images import write_attention, write_slide
 from panda.inference.slide_loop import SlidePrefetcher, make_tile_callback
 from panda.inference.slide_mapper import SlideMapper
-from panda.inference.slide_result import SlideFacts
+from panda.inference.slide_result import SlideFacts, SlidePaths
 from panda.report.attention_tiles import draw_attention_tiles
 from panda.report.slide_folder import write_slide_folder
 from panda.report.slide_page import write_slide_page
@@ -135,6 +135,7 @@ class SlideGrading:
         write_attention(image, view, grade, slide.slide_id, own / "attention.png")
         SlideFacts(
             slide_id=slide.slide_id,
+            paths=SlidePaths.find(slide, label),
             mpp=slide.mpp,
             view_downsample=view.downsample,
             tissue_how=tissue.how,

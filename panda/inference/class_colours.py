@@ -64,3 +64,21 @@ def paint_classes(by_class: NDArray[np.float32], classes: ClassSet, tables: NDAr
     for number, table in enumerate(tables[1:], start=2):
         np.copyto(image, colorize(prob, table), where=(chosen == number)[..., None])
     return image
+
+
+def encode_map(by_class: NDArray[np.float32], share: NDArray[np.float32], classes: ClassSet) -> NDArray[np.uint8]:
+    """Encode a map for the scripts of pages, which colour it at any threshold.
+
+    Args:
+        by_class: Probability of each class of cancer, (k, h, w).
+        share: Share of each px that is scored tissue, (h, w).
+        classes: The classes.
+
+    Returns:
+        (h, w, 3) uint8. Red is 255 × probability of cancer. Green is 0 unless at least half of the px is scored
+        tissue; it is 255 for the first class of cancer, 254 for the second, and so on. Blue is 0.
+    """
+    planes = np.zeros((*share.shape, 3), np.uint8)
+    planes[..., 0] = np.rint(np.minimum(by_class.sum(axis=0), 1) * 255)
+    planes[..., 1] = (255 - (choose_classes(by_class, classes) - 1)) * (share >= 0.5)
+    return planes

@@ -22,7 +22,7 @@ from panda.inference.polygons import Outlines
 from panda.inference.quantify import Measurements, Quantification, QuantifySettings, slide_quantification
 from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
-from panda.inference.slide_result import RESULT_FILE, LabelMetrics, Provenance, SlideResult
+from panda.inference.slide_result import RESULT_FILE, LabelMetrics, Provenance, SlidePaths, SlideResult
 from panda.inference.slide_score import SCORE_FILE, SlideScore, write_score
 from panda.stored import InSample
 from panda.wsi.geometry import Resolution
@@ -169,6 +169,7 @@ class SlideFiles:
         return SlideResult(
             **{name: getattr(found, name) for name in Measurements.model_fields},
             slide_id=slide.slide_id,
+            paths=SlidePaths.find(slide, self.label),
             file=FileIdentity.read(slide.path),
             mpp=slide.mpp,
             mpp_source=slide.mpp_source,

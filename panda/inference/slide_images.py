@@ -15,8 +15,8 @@ from PIL import Image
 from panda.files import write_beside
 from panda.inference.canvas_store import Canvas
 from panda.inference.class_areas import ClassArea, describe_class_area
-from panda.inference.class_colours import find_class_colour, make_class_tables, paint_classes
-from panda.inference.codes import STEPS, choose_classes
+from panda.inference.class_colours import encode_map, find_class_colour, make_class_tables, paint_classes
+from panda.inference.codes import STEPS
 from panda.inference.grade import Grade
 from panda.inference.legends import COLOUR_MAPS, ColourMap, LegendEntry, Scale, colorize, format_length, frame_image
 from panda.inference.outline_drawing import OUTLINE, draw_outlines, find_closed_gap, find_thickness
@@ -34,28 +34,39 @@ UNSCORED = (225, 225, 225)
 _BAND_PX = 512
 
 
-def shrink(canvas: Canvas, factor: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def shrink(
+    canvas: Canvas, factor: int, window: tuple[int, int, int, int] | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Average a canvas over blocks of `factor` × `factor` px, window by window.
+
+    Args:
+        canvas: The probability map.
+        factor: Side of a block in working px.
+        window: x0, y0, width, height in blocks, within the canvas; None for all of it.
 
     Returns:
         (k, h, w) float32 mean probability of each class of cancer over the scored pixels, 0 without any, and (h, w)
         float32 scored share of the block, all of size `ceil(size / factor)`: blocks at the right and lower edge may
         be cut.
     """
-    height, width = canvas.shape
-    size = -(-height // factor), -(-width // factor)
-    mean, share = np.zeros((len(canvas.classes.cancer_names), *size), np.float32), np.zeros(size, np.float32)
+    x, y, *size = window or (0, 0, *(-(-side // factor) for side in canvas.shape[::-1]))
+    left, top = x * factor, y * factor
+    width, height = (
+        min(side * factor, end - start) for side, end, start in zip(size, canvas.shape[::-1], (left, top), strict=True)
+    )
+    shape = size[1], size[0]
+    mean, share = np.zeros((len(canvas.classes.cancer_names), *shape), np.float32), np.zeros(shape, np.float32)
     step = factor * max(1, _BAND_PX // factor)
     for y0 in range(0, height, step):
         for x0 in range(0, width, step):
-            codes = canvas.read_class_codes(x0, y0, min(step, width - x0), min(step, height - y0))
+            codes = canvas.read_class_codes(left + x0, top + y0, min(step, width - x0), min(step, height - y0))
             if not codes.any():
                 continue
             rows, columns = (_measure_blocks(side, factor) for side in codes.shape[1:])
             area = rows[:, None] * columns
             scored = area if codes[0].all() else _sum_blocks(codes[0] > 0, factor)
-            top, left = y0 // factor, x0 // factor
-            into = slice(top, top + len(scored)), slice(left, left + scored.shape[1])
+            row, column = y0 // factor, x0 // factor
+            into = slice(row, row + len(scored)), slice(column, column + scored.shape[1])
             for own, means in zip(codes, mean, strict=True):
                 total = _sum_blocks(own, factor) - scored
                 means[into] = np.divide(total, STEPS * scored, out=np.zeros(total.shape), where=scored > 0)
@@ -153,7 +164,7 @@ def write_heatmap(
     image = paint_classes(by_class, canvas.classes, tables)
     scored = share > 0
     if tissue is not None:
-        shown = _reduce(resolution, factor)
+        shown = reduce_resolution(resolution, factor)
         scored &= tissue.crop(shown, (0, 0), shown.size)
     image[~scored] = UNSCORED
     draw_outlines(image, outlines, 1 / factor)
@@ -245,13 +256,10 @@ def write_slide(image: NDArray[np.uint8], folder: Path) -> None:
 def write_view(overview: Overview, folder: Path, label: NDArray[np.bool_] | None = None) -> None:
     """Write `slide.jpg` and `map.png`, from which the page of a slide draws its map at any threshold.
 
-    Both have the same size. In the map, red is 255 × probability of cancer. Green is 0 unless at least half of the px
-    is scored tissue; it is 255 for the first class of cancer, 254 for the second, and so on. Blue is 255 if cancer is
-    labelled: `label`, (h, w) bool in px of the overview.
+    Both have the same size. The map has the values of `encode_map`, and blue is 255 if cancer is labelled: `label`,
+    (h, w) bool in px of the overview.
     """
-    planes = np.zeros(overview.image.shape, np.uint8)
-    planes[..., 0] = np.rint(overview.prob * 255)
-    planes[..., 1] = (255 - (choose_classes(overview.by_class, overview.classes) - 1)) * (overview.share >= 0.5)
+    planes = encode_map(overview.by_class, overview.share, overview.classes)
     if label is not None:
         planes[..., 2] = 255 * label
     write_slide(overview.image, folder)
@@ -291,7 +299,7 @@ def _describe_outline(image: NDArray[np.uint8], scale: Scale) -> LegendEntry:
     return LegendEntry(f"counted as tumour; gaps up to {width} wide are not drawn", OUTLINE, line=True)
 
 
-def _reduce(resolution: Resolution, factor: int) -> Resolution:
+def reduce_resolution(resolution: Resolution, factor: int) -> Resolution:
     """Return the resolution of a map that `shrink` averaged over blocks of `factor` × `factor` px."""
     width, height = (-(-side // factor) for side in resolution.size)
     part = resolution.extent[0] / factor - (width - 1), resolution.extent[1] / factor - (height - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, TypeAdapter, model_validator
+from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from panda.data.slide_entry import FileIdentity
@@ -15,9 +15,11 @@ from panda.inference.grade import GradeRecord, RuleGrade, list_grade_columns
 from panda.inference.modes import TTA, Precision
 from panda.inference.quantify import Measurements, QuantifySettings
 from panda.stored import Digest, InSample, PathText, Percent, Plain, Share, read_model
+from panda.wsi.label_mask import LabelMask
 from panda.wsi.levels import describe_frame
 from panda.wsi.mpp import MppSource, SlideMpp
 from panda.wsi.readers import ReaderName
+from panda.wsi.slide import Slide
 from panda.wsi.tissue import How
 
 RESULT_FILE = "quantification.json"
@@ -149,11 +151,37 @@ class Provenance(MapSettings, frozen=True):
         return fingerprint(self.model_dump(mode="json", exclude={"fingerprint", "checkpoint", "grading_checkpoint"}))
 
 
+class SlidePaths(Plain, frozen=True):
+    """The files of a slide when it was mapped or graded; they may have moved since.
+
+    Attributes:
+        slide: Absolute path of the slide.
+        label: Absolute path of its mask or annotation, None without one.
+        provider: Provider of the label, which has the meaning of its codes; None without one.
+    """
+
+    slide: PathText
+    label: PathText | None = None
+    provider: str | None = None
+
+    @classmethod
+    def find(cls, slide: Slide, label: LabelMask | None = None) -> Self | None:
+        """Return the paths of an open slide and its label; None if a path is one that no result can hold."""
+        found = {"slide": str(slide.path.absolute())}
+        if label is not None:
+            found |= {"label": str(label.path.absolute()), "provider": label.provider}
+        try:
+            return cls(**found)
+        except ValidationError:
+            return None
+
+
 class SlideFacts(Plain, frozen=True):
     """Facts about any slide that was mapped or graded.
 
     Attributes:
         slide_id: Name of the slide.
+        paths: Its files, None in older results.
         mpp: µm/px at level 0 as (x, y), None if unknown.
         view_downsample: Level-0 px per px of `slide.jpg` and `map.png`.
         tissue_how: How its tissue was found.
@@ -164,6 +192,7 @@ class SlideFacts(Plain, frozen=True):
     """
 
     slide_id: Annotated[str, Field(min_length=1)]
+    paths: SlidePaths | None = None
     mpp: tuple[SlideMpp, SlideMpp] | None = None
     view_downsample: Annotated[float, Field(gt=0)] | None = None
     tissue_how: How | None = None

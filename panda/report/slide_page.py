@@ -56,7 +56,8 @@ class Card:
     big: bool = False
 
 
-def _make_cards(facts: SlideFacts) -> list[Card]:
+def make_cards(facts: SlideFacts) -> list[Card]:
+    """Return the figures of a slide that are read first."""
     rule, grade = facts.rule_grade if isinstance(facts, SlideResult) else None, facts.grade
     cards = []
     if grade:
@@ -142,7 +143,7 @@ def _tabulate_label_metrics(slide_dir: Path, slide_id: str) -> Table | None:
     )
 
 
-def _list_notes(facts: SlideFacts) -> list[str]:
+def list_notes(facts: SlideFacts) -> list[str]:
     """Return what a reader of the page has to know about the slide."""
     notes = list(facts.notes)
     if facts.tissue_how == "loose":
@@ -191,8 +192,8 @@ def write_slide_page(slide_dir: Path) -> Path:
         "slide.html",
         ("page.js", "viewer.js") if viewer else ("page.js",),
         head=describe_slide(facts, _find_overview(slide_dir)),
-        notes=[text for text in (fault, broken) if text] + _list_notes(facts),
-        cards=_make_cards(facts),
+        notes=[text for text in (fault, broken) if text] + list_notes(facts),
+        cards=make_cards(facts),
         viewer=viewer,
         # without the parts of a viewer the pictures are shown
         overlay=None if viewer else read_picture(slide_dir / "overlay.png", _PICTURE_SIDE),

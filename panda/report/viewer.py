@@ -87,7 +87,7 @@ def read_viewer(slide_dir: Path, facts: SlideFacts) -> dict[str, Any] | None:
     if not path.is_file() or not level0:
         return None
     mapped = _read_map(slide_dir, facts) if isinstance(facts, SlideResult) else {}
-    tiles = _place_tiles(facts.grade, level0) if facts.grade else []
+    tiles = place_tiles(facts.grade, level0) if facts.grade else []
     if not mapped and not tiles:
         return None
     with Image.open(path) as picture:
@@ -115,21 +115,27 @@ def _read_map(slide_dir: Path, result: SlideResult) -> dict[str, Any]:
         "labelled": result.against_label is not None and result.against_label.dice is not None,
         "mm2": area is not None,
         "curve": " ".join(f"{k / 5:g},{40 - 38 * count / highest:.1f}" for k, count in enumerate(counts)),
-        "view": {
-            "threshold": result.threshold,
-            "counts": counts,
-            "tissue": result.tissue_px,
-            "mm2": None if area is None or not result.tissue_px else area / result.tissue_px,
-            "colours": _list_colours(result),
-            "classes": [
-                {
-                    "name": area.name,
-                    "colour": "#{:02x}{:02x}{:02x}".format(*find_class_colour(area.patterns)),
-                    "counts": area.px_at_threshold,
-                }
-                for area in result.classes
-            ],
-        },
+        "view": describe_map(result),
+    }
+
+
+def describe_map(result: SlideResult) -> dict[str, Any]:
+    """Return what a script needs to colour a map at any threshold, and to give its areas there."""
+    area = result.tissue_mm2
+    return {
+        "threshold": result.threshold,
+        "counts": result.px_at_threshold,
+        "tissue": result.tissue_px,
+        "mm2": None if area is None or not result.tissue_px else area / result.tissue_px,
+        "colours": _list_colours(result),
+        "classes": [
+            {
+                "name": own.name,
+                "colour": "#{:02x}{:02x}{:02x}".format(*find_class_colour(own.patterns)),
+                "counts": own.px_at_threshold,
+            }
+            for own in result.classes
+        ],
     }
 
 
@@ -165,7 +171,7 @@ def _simplify(ring: NDArray[np.float32]) -> list[float]:
     return tenths
 
 
-def _place_tiles(grade: GradeRecord, level0: float) -> list[list[float]]:
+def place_tiles(grade: GradeRecord, level0: float) -> list[list[float]]:
     """Return left, top and side of each graded tile in px of the view, and its attention over the highest."""
     most, side = max((tile.attention for tile in grade.tiles), default=0.0), grade.tile_side_px
     if side is None or most <= 0:

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from panda.report.runs import main as write_all_runs
 from panda.report.slide_page import write_slide_page
 from panda.report.sweep_page import write_sweep
 from panda.tables import write_table
+from panda.view.server import ViewServer
+from panda.view.slide_list import find_slides
 from panda.wsi.classes import find_classes
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
@@ -68,8 +71,14 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def page(out: Path) -> Iterator[Page]:
-    """Return a page that must request nothing but local files and log no error."""
+def allowed() -> list[str]:
+    """Return the beginnings of addresses that a page may request; a test can add the viewer's."""
+    return ["file://"]
+
+
+@pytest.fixture
+def page(allowed: list[str]) -> Iterator[Page]:
+    """Return a page that must request nothing but what is allowed and log no error."""
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1400, "height": 2200})
@@ -77,7 +86,7 @@ def page(out: Path) -> Iterator[Page]:
         page.on("console", lambda message: messages.append(message.text))
         page.on("pageerror", lambda error: messages.append(str(error)))
         page.on("dialog", lambda dialog: messages.append(dialog.message))
-        page.on("request", lambda request: None if request.url.startswith("file://") else messages.append(request.url))
+        page.on("request", lambda asked: None if asked.url.startswith(tuple(allowed)) else messages.append(asked.url))
         yield page
         browser.close()
         assert messages == []
@@ -246,6 +255,61 @@ def test_page_of_graded_slide_shows_attention(page: Page, out: Path, tmp_path: P
     page.locator("#viewer .attention").uncheck()
     assert measure_pane(page, "left") != attended
     assert not page.locator("#viewer .right").is_visible()
+
+
+def test_viewer_shows_slides_at_full_resolution(page: Page, out: Path, allowed: list[str]) -> None:
+    server = ViewServer(find_slides(out))
+    allowed[:] = [server.address, f"blob:{server.address}"]
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        page.goto(server.address)
+        look_through(page)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.close()
+
+
+def look_through(page: Page) -> None:
+    """Show slide a of the viewer, its map at thresholds and its attention, and the next slide."""
+    expect(page.locator("#name")).to_have_text(EVIL)
+    page.keyboard.press("n")
+    expect(page.locator("#name")).to_have_text("a")
+
+    def read_px(x: int, y: int) -> list[int]:
+        """Return the colour at a place of the slide, level-0 px, when all tiles are there."""
+        page.wait_for_function(
+            "() => shown && !waiting && !loader.running.size && [...layers.slide.tiles.values()].some((t) => t.image)"
+        )
+        script = """([x, y]) => {
+            const all = find("picture"), one = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+            const [left, top] = [[x - at.x, all.width], [y - at.y, all.height]].map(([v, n]) => n / 2 + v / at.per);
+            one.drawImage(all, -Math.floor(left), -Math.floor(top));
+            return [...one.getImageData(0, 0, 1, 1).data];
+        }"""
+        return list(page.evaluate(script, [x, y]))[:3]
+
+    page.wait_for_function("() => shown && shown.name === 'a'")
+    page.keyboard.press("t")
+    whole = read_px(300, 250), read_px(50, 450)
+    assert np.abs(np.subtract(whole, [(215, 120, 180), (244, 244, 244)])).max() <= 3
+    page.keyboard.press("1")
+    page.keyboard.press("+")
+    assert np.abs(np.subtract(read_px(300, 250), (215, 120, 180))).max() <= 3
+    assert page.locator("#scale span").inner_text().endswith(" · 0.33 µm/px, about 30×")
+    page.keyboard.press("t")
+    for step, share in ((0, "100.00 %"), (1000, "0.00 %")):
+        page.evaluate("(step) => moveThreshold(step)", step)
+        change = np.abs(np.subtract(read_px(300, 250), (215, 120, 180))).max()
+        assert change > 30 if step == 0 else change < 15
+        assert page.locator("#live").inner_text().startswith(f"{share} of tissue · ")
+    page.keyboard.press("0")
+    page.keyboard.press("a")
+    assert page.locator("#attention").is_checked()
+    assert page.evaluate("() => location.hash").startswith("#1/320/256/")
+    page.keyboard.press("n")
+    expect(page.locator("#name")).to_have_text("b")
 
 
 def test_legend_of_classes_follows_the_threshold(page: Page, tmp_path: Path) -> None:
