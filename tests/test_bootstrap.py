@@ -35,11 +35,12 @@ def test_bootstrap_interval_copies_in_group_add_nothing() -> None:
     assert copied[1] - copied[0] == pytest.approx(once[1] - once[0], rel=0.1)
 
 
-def test_bootstrap_interval_one_group_or_no_value_is_nan() -> None:
-    assert all(math.isnan(v) for v in bootstrap_interval([1.0, 2.0], ["a", "a"], seed=0))
+def test_bootstrap_interval_few_groups_or_no_value_is_nan() -> None:
+    assert all(math.isnan(v) for v in bootstrap_interval(np.arange(9), list("abcdabcda"), seed=0))
+    assert not any(math.isnan(v) for v in bootstrap_interval(np.arange(5), list("abcde"), seed=0))
     assert all(math.isnan(v) for v in bootstrap_interval([], [], seed=0))
-    assert all(math.isnan(v) for v in bootstrap_interval([math.nan] * 3, [0, 1, 2], seed=0))
-    low, high = bootstrap_interval([1.0, math.nan, 1.0, math.nan], [0, 1, 2, 3], seed=0)
+    assert all(math.isnan(v) for v in bootstrap_interval([math.nan] * 5, range(5), seed=0))
+    low, high = bootstrap_interval([1.0, math.nan, 1.0, math.nan, 1.0], range(5), seed=0)
     assert (low, high) == (1.0, 1.0)
     with pytest.raises(ValueError, match="groups"):
         bootstrap_interval([1.0], [0, 1], seed=0)

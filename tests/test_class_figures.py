@@ -51,8 +51,10 @@ def draw(number: int, provider: str, group: str, area: float | None = AREA) -> D
     return Drawn(score, target[tissue], prob[tissue], chosen[tissue])
 
 
-SLIDES = [draw(1, "radboud", "a"), draw(2, "karolinska", "b"), draw(3, "radboud", "c"), draw(4, "radboud", "c")]
-NAMED = [SLIDES[0], SLIDES[2], SLIDES[3]]
+SLIDES = [
+    draw(number, "karolinska" if group == "b" else "radboud", group) for number, group in enumerate("abccdef", start=1)
+]
+NAMED = [SLIDES[0], *SLIDES[2:]]
 
 
 def summarize(slides: list[Drawn], choice: ThresholdChoice = AT) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def summarize(slides: list[Drawn], choice: ThresholdChoice = AT) -> dict[str, An
 @pytest.mark.parametrize("choice", [AT, BY_PROVIDER])
 def test_class_dice_matches_scikit_learn_over_labelled_pixels(choice: ThresholdChoice) -> None:
     found = summarize(SLIDES, choice)
-    assert (found["slides"], found["groups"]) == (3, 2)
+    assert (found["slides"], found["groups"]) == (6, 5)
     target, predicted = (
         np.concatenate(parts) for parts in zip(*((s.target, s.predict(choice)) for s in NAMED), strict=True)
     )
@@ -82,9 +84,9 @@ def test_class_dice_interval_matches_bootstrap_over_groups() -> None:
         return float(oracle.f1_score(truth == 2, called == 2))
 
     groups = [slide.score.record.group for slide in NAMED]
-    expected = bootstrap_interval(np.arange(3), groups, seed=3, statistic=dice)
+    expected = bootstrap_interval(np.arange(6), groups, seed=3, statistic=dice)
     assert summarize(SLIDES)["by_class"]["G4"]["dice_interval"] == pytest.approx(expected)
-    alone = summarize(SLIDES[2:])["by_class"]["G4"]  # both slides are of one group
+    alone = summarize(SLIDES[2:])["by_class"]["G4"]  # of four groups
     assert alone["dice"] is not None
     assert alone["dice_interval"] is None
 
@@ -116,14 +118,14 @@ def test_class_figures_unknown_area_is_null() -> None:
 
 
 def test_class_figures_absent_class_has_no_dice() -> None:
-    slide = draw(6, "radboud", "a")
+    slide = draw(9, "radboud", "a")
     counts = slide.score.by_class
     assert counts is not None
     counts[3] = 0
     found = summarize([slide])["by_class"]["G5"]
-    both = summarize([slide, SLIDES[2]])["by_class"]
+    both = summarize([slide, *SLIDES[2:]])["by_class"]
     assert both["G5"]["dice"] is not None
-    assert both["G5"]["dice_interval"] is None  # one group alone has this class
+    assert both["G5"]["dice_interval"] is None  # four groups have this class
     assert both["G4"]["dice_interval"] is not None
     assert (found["slides"], found["dice"], found["dice_interval"]) == (0, None, None)
     assert found["predicted_mm2"] > 0

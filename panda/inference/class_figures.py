@@ -14,7 +14,7 @@ from panda.data.manifest import SlideRecord
 from panda.inference.grade import RuleGrade
 from panda.inference.slide_score import SlideScore
 from panda.stored import Kappa, Plain, Share, ShareEnds
-from panda.tasks.bootstrap import compute_percentile_interval, drop_undefined, resample_sums
+from panda.tasks.bootstrap import compute_percentile_interval, drop_undefined, explain_no_interval, resample_sums
 from panda.tasks.class_counts import find_row, measure_class_dice
 from panda.tasks.figures import Figures, Interval, KappaInterval, split_slides
 from panda.tasks.grade_metrics import compute_agreement
@@ -35,7 +35,7 @@ class ClassFigures(Figures, frozen=True):
         description="2 TP / (2 TP + FP + FN) of this class over the pixels of all slides. Null if no label names it."
     )
     dice_interval: ShareEnds | None = Field(
-        description="Bootstrap 95 % interval of `dice`. Null if fewer than two groups of slides have this class."
+        description="Bootstrap 95 % interval of `dice`. Null if fewer than five groups of slides have this class."
     )
     labelled_mm2: NonNegativeFloat | None = Field(description=f"Labelled area, mm². {_UNKNOWN_AREA}")
     predicted_mm2: NonNegativeFloat | None = Field(description=f"Area called this class there, mm². {_UNKNOWN_AREA}")
@@ -127,7 +127,7 @@ def _score_classes(
         for number, name in enumerate(classes.cancer_names, start=1):
             value, has_class = dice[number - 1], matrices[:, number].any(axis=1)
             ends = None
-            if len(set(np.asarray(groups)[has_class])) > 1:
+            if not explain_no_interval(len(set(np.asarray(groups)[has_class]))):
                 ends = drop_undefined(compute_percentile_interval(drawn[:, number - 1]))
             by_class[name] = ClassFigures(
                 slides=int(has_class.sum()),

@@ -17,6 +17,7 @@ from panda.tasks.bootstrap import (
     average_known,
     compute_percentile_interval,
     drop_undefined,
+    explain_no_interval,
     resample_counts,
     resample_sums,
 )
@@ -91,10 +92,11 @@ def _compute_figures(scores: Sequence[SlideScore], choice: ThresholdChoice, seed
     for column, (name, value) in enumerate(zip(FIGURES, whole, strict=True)):
         has = sums[:, 3 + len(_MEANS) + _MEANS.index(name)] > 0 if name in _MEANS else np.ones(len(scores), bool)
         count = len(set(np.asarray(groups)[has]))
-        ends = drop_undefined(compute_percentile_interval(drawn[:, column])) if count > 1 else None
+        too_few = explain_no_interval(count)
+        ends = None if too_few else drop_undefined(compute_percentile_interval(drawn[:, column]))
         found |= {name: None if math.isnan(value) else float(value), f"{name}_interval": ends}
-        if not math.isnan(value) and ends is None:
-            notes[name] = f"an interval needs at least two groups of slides, there is {count}"
+        if too_few and not math.isnan(value):
+            notes[name] = too_few
     outside, labelled = sum(score.outside_px for score in scores), sum(score.labelled_px for score in scores)
     outside_mm2 = [score.compute_mm2(score.outside_px) for score in scores if score.outside_px]
     tissue = sum(score.tissue_px for score in scores)

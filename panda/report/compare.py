@@ -30,6 +30,7 @@ from panda.report.tested_run import check_comparable, find_slide_folder, read_ch
 from panda.report.trivial_answers import list_alarms
 from panda.report.verdict import write_verdict
 from panda.tables import write_table
+from panda.tasks.bootstrap import FEWEST_GROUPS
 
 SHOWN = 4
 """Number of slides on either side whose maps are shown."""
@@ -183,7 +184,7 @@ def _tabulate_figures(found: Sequence[Difference], names: tuple[str, str]) -> Ta
                 make_cell(it.a, kind, why),
                 make_cell(it.b, kind, why),
                 gap,
-                Cell(ends, sort=it.interval[0] if it.interval else None, why="needs two groups", style="num"),
+                Cell(ends, sort=it.interval[0] if it.interval else None, why=f"needs {FEWEST_GROUPS} groups", style="num"),
                 Cell("" if it.p is None else f"{it.p:.3g}", sort=it.p, why=_NO_TEST, style="num"),
             ]
         )

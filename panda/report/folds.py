@@ -18,12 +18,12 @@ from panda.choices import name_tool
 from panda.errors import ManifestError, PandaError
 from panda.report.paired import list_figures, read_slide_rows, read_value
 from panda.report.tested_run import check_comparable, read_tested
-from panda.tasks.bootstrap import bootstrap_interval
+from panda.tasks.bootstrap import bootstrap_interval, explain_no_interval
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure over the slides that have it, with its bootstrap 95 % interval over groups if there are two of them."""
+    """A figure over the slides that have it, with its bootstrap 95 % interval over groups if there are enough of them."""
 
     name: str
     slides: int
@@ -92,7 +92,9 @@ def main() -> None:
         sys.exit(f"error: {error}")
     print(f"{len(rows)} slides of {len(runs)} runs, each tested once")
     for figure in compute_figures(rows, scoring):
-        ends = "no interval: one group" if figure.interval is None else "[{:.3f}, {:.3f}]".format(*figure.interval)
+        ends = explain_no_interval(figure.groups) or "no interval"
+        if figure.interval is not None:
+            ends = "[{:.3f}, {:.3f}]".format(*figure.interval)
         print(f"{figure.name:22} {figure.value:.3f}  {ends}  {figure.slides} slides, {figure.groups} groups")
 
 

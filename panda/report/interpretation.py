@@ -84,7 +84,7 @@ def make_figure_cards(scores: Figures, keys: Sequence[str]) -> list[Card]:
         if not text:
             under = explain_missing(scores, key)
         elif big and not ends:
-            under = scores.explain_no_interval(key) or "no interval was recorded"
+            under = scores.explain_no_interval(key) or "no interval: fewer than five groups of slides, or undefined"
         if text and (trivial := find_trivial_answer(scores, key)):
             under = "; ".join(filter(None, (under, trivial.describe(key))))
         cards.append(Card(name_figure(key), text, UNITS.get(kind, "").strip(), under, big))

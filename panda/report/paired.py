@@ -40,7 +40,7 @@ class Difference:
     Attributes:
         provider: Provider of the slides, or "all".
         slides: Number of slides with the figure in both runs.
-        interval: Bootstrap 95 % interval over groups, or None with fewer than two of them.
+        interval: Bootstrap 95 % interval over groups, or None with too few of them.
         p: Two-sided Wilcoxon signed-rank test of the groups' mean differences; None if not computed.
     """
 

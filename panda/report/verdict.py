@@ -8,6 +8,7 @@ from panda.report.interpretation import HEADLINES
 from panda.report.paired import Difference
 from panda.report.table import UNITS, find_format, name_figure
 from panda.report.trivial_answers import LESS_IS_BETTER
+from panda.tasks.bootstrap import explain_no_interval
 
 FEW_GROUPS = 6
 """With fewer groups a signed-rank test cannot reach p < 0.05, and a bootstrap interval is too narrow."""
@@ -44,7 +45,7 @@ def _write_difference(found: Difference, names: tuple[str, str] | None = None) -
 
 def _judge(found: Difference, names: tuple[str, str]) -> str:
     if found.interval is None:
-        return "; an interval needs at least two groups of slides, there is 1."
+        return f"; {explain_no_interval(found.groups) or 'the interval is undefined'}."
     low, high = found.interval
     if low <= 0 <= high:
         return ". The interval contains zero, so these slides show no difference between the two."

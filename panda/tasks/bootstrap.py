@@ -3,6 +3,10 @@
 They are 95 % percentile intervals (Efron and Tibshirani 1993, chapter 13). Slides of one patient are alike, so drawing
 slides instead of patients would make an interval too narrow. `groups` has the group of each slide, (N,). With the same
 seed all functions make the same draws. A `ValueError` is raised if the numbers of groups and slides differ.
+
+With fewer than `FEWEST_GROUPS` groups there are no draws. Draws never leave the range of the groups, and even the whole
+range of n independent values covers the median of their population with a probability of 1 - 2^(1 - n) only: 0.75 for 3
+values and 0.875 for 4 (David and Nagaraja 2003, "Order statistics", section 7.1).
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 2000
 """Default number of draws."""
+FEWEST_GROUPS = 5
+"""Number of groups from which there are intervals."""
 _ENDS = (0.025, 0.975)
 _DRAWS_AT_ONCE = 250
 
@@ -33,6 +39,13 @@ def compute_percentile_interval(drawn: NDArray[np.float64]) -> tuple[float, floa
         return math.nan, math.nan
     low, high = np.quantile(drawn, _ENDS)
     return float(low), float(high)
+
+
+def explain_no_interval(groups: int) -> str:
+    """Return the reason why a figure of this number of groups has no interval, if that is too few."""
+    if groups >= FEWEST_GROUPS:
+        return ""
+    return f"an interval needs at least {FEWEST_GROUPS} groups of slides, there {'is' if groups == 1 else 'are'} {groups}"
 
 
 def drop_undefined(ends: tuple[float, float]) -> tuple[float, float] | None:
@@ -58,11 +71,11 @@ def bootstrap_interval(
         n: Number of draws.
 
     Returns:
-        Low and high; both NaN with fewer than two groups, or if the statistic is never defined.
+        Low and high; both NaN with fewer than `FEWEST_GROUPS` groups, or if the statistic is never defined.
     """
     rows = np.asarray(values)
     member, count = _number_groups(groups, len(rows))
-    if count < 2:
+    if count < FEWEST_GROUPS:
         return math.nan, math.nan
     sizes, rows = np.bincount(member, minlength=count), rows[np.argsort(member, kind="stable")]
     starts = sizes.cumsum() - sizes
@@ -94,7 +107,7 @@ def resample_sums(
         n: Number of draws.
 
     Returns:
-        The results of `statistic`, (n, …); (0, …) with fewer than two groups.
+        The results of `statistic`, (n, …); (0, …) with fewer than `FEWEST_GROUPS` groups.
     """
     values = np.asarray(rows, dtype=np.float64)
     member, count = _number_groups(groups, len(values))
@@ -122,7 +135,7 @@ def resample_counts(
         n: Number of draws.
 
     Returns:
-        The results of `statistic`, (n, …); (0, …) with fewer than two groups.
+        The results of `statistic`, (n, …); (0, …) with fewer than `FEWEST_GROUPS` groups.
     """
     member, count = _number_groups(groups, len(groups))
     return _apply_to_draws(lambda times: statistic(times[:, member]), count, seed, n)
@@ -131,8 +144,8 @@ def resample_counts(
 def _apply_to_draws(
     statistic: Callable[[NDArray[np.float64]], NDArray[Any]], count: int, seed: int, n: int
 ) -> NDArray[Any]:
-    """Apply a statistic of how often each group was drawn, (m, count), to n draws; to none with one group."""
-    parts = [statistic(times) for times in _draw_groups(count, seed, n if count >= 2 else 0)]
+    """Apply a statistic of how often each group was drawn, (m, count), to n draws; to none with too few groups."""
+    parts = [statistic(times) for times in _draw_groups(count, seed, n if count >= FEWEST_GROUPS else 0)]
     return np.concatenate(parts) if parts else statistic(np.zeros((0, count)))
 
 

@@ -12,7 +12,7 @@ from panda.stored import AmountEnds, KappaEnds, Plain, ShareEnds
 
 S = TypeVar("S")
 
-INTERVAL = "Bootstrap 95 % interval of the figure above. Null without figure, or with one group of slides."
+INTERVAL = "Bootstrap 95 % interval of the figure above. Null without figure, or with fewer than five groups of slides."
 Interval = Annotated[ShareEnds | None, Field(description=INTERVAL)]
 KappaInterval = Annotated[KappaEnds | None, Field(description=INTERVAL)]
 AmountInterval = Annotated[AmountEnds | None, Field(description=INTERVAL)]

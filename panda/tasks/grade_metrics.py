@@ -71,7 +71,7 @@ def compute_grade_intervals(
     Draws in which a score is undefined are left out of its interval.
 
     Returns:
-        Low and high of qwk, accuracy, auroc_cancer and auroc_significant; both NaN with fewer than two groups, or if
+        Low and high of qwk, accuracy, auroc_cancer and auroc_significant; both NaN with too few groups, or if
         the score is undefined.
     """
     truth, scores = _check_inputs(y_true, prob)

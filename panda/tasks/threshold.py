@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from panda.errors import ConfigError
 from panda.stored import Plain, ShareEnds, Timestamp
 from panda.tasks.bins import BINS
-from panda.tasks.bootstrap import compute_percentile_interval, resample_sums
+from panda.tasks.bootstrap import compute_percentile_interval, explain_no_interval, resample_sums
 from panda.tasks.figures import make_timestamp
 from panda.tasks.metrics import compute_curve, divide, pool_histograms
 
@@ -297,9 +297,7 @@ def _choose(
     interval, note = None, ""
     if groups is None:
         note = "the groups of the slides were not given"
-    elif len(set(slide_groups)) < 2:
-        note = "all slides are of one group: an interval needs two"
-    else:
+    elif not (note := explain_no_interval(len(set(slide_groups)))):
         interval = compute_percentile_interval(resample_sums(terms, slide_groups, search, seed=seed))
     return Threshold(
         value=k / BINS,
