@@ -153,7 +153,10 @@ def test_compare_provider_without_labelled_cancer_has_no_dice(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("groups", "verdict"),
-    [(4, "an interval needs at least 5 groups of slides, there are 4"), (5, "b looks better, but 5 groups are too few")],
+    [
+        (4, "an interval needs at least 5 groups of slides, there are 4"),
+        (5, "b looks better, but 5 groups are too few"),
+    ],
 )
 def test_compare_few_groups_is_not_sure(tmp_path: Path, groups: int, verdict: str) -> None:
     rows = [make_rows(groups=groups), make_rows(groups=groups, shift=0.1)]

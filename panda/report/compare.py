@@ -184,7 +184,9 @@ def _tabulate_figures(found: Sequence[Difference], names: tuple[str, str]) -> Ta
                 make_cell(it.a, kind, why),
                 make_cell(it.b, kind, why),
                 gap,
-                Cell(ends, sort=it.interval[0] if it.interval else None, why=f"needs {FEWEST_GROUPS} groups", style="num"),
+                Cell(
+                    ends, sort=it.interval[0] if it.interval else None, why=f"needs {FEWEST_GROUPS} groups", style="num"
+                ),
                 Cell("" if it.p is None else f"{it.p:.3g}", sort=it.p, why=_NO_TEST, style="num"),
             ]
         )

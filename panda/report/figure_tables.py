@@ -90,7 +90,11 @@ def make_part_table(parts: Mapping[str, Figures], title: str, name_part: Callabl
             cells.append(shown)
         rows.append(cells)
     intervals = any(cell.under for row in rows for cell in row)
-    note = "Below a figure is its 95 % interval. A figure of fewer than five groups of slides has none." if intervals else ""
+    note = (
+        "Below a figure is its 95 % interval. A figure of fewer than five groups of slides has none."
+        if intervals
+        else ""
+    )
     return Table([Head(title), *(make_head(key) for key in keys)], rows, note=note)
 
 

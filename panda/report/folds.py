@@ -23,7 +23,7 @@ from panda.tasks.bootstrap import bootstrap_interval, explain_no_interval
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure over the slides that have it, with its bootstrap 95 % interval over groups if there are enough of them."""
+    """A figure over the slides that have it, with a bootstrap 95 % interval if they are of enough groups."""
 
     name: str
     slides: int

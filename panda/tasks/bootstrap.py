@@ -45,7 +45,9 @@ def explain_no_interval(groups: int) -> str:
     """Return the reason why a figure of this number of groups has no interval, if that is too few."""
     if groups >= FEWEST_GROUPS:
         return ""
-    return f"an interval needs at least {FEWEST_GROUPS} groups of slides, there {'is' if groups == 1 else 'are'} {groups}"
+    return (
+        f"an interval needs at least {FEWEST_GROUPS} groups of slides, there {'is' if groups == 1 else 'are'} {groups}"
+    )
 
 
 def drop_undefined(ends: tuple[float, float]) -> tuple[float, float] | None:
