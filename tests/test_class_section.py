@@ -60,7 +60,7 @@ def test_run_page_shows_classes_and_grades_by_areas(tmp_path: Path) -> None:
     assert figures.classes is not None
     for name, part in figures.classes.by_class.items():
         assert f"{name} {part.slides} {part.dice:.3f}" in page
-    assert "3 slides of 2 groups" in page
+    assert "6 slides of 5 groups" in page
     assert "The labels of karolinska say cancer or not" in page
     assert "cancer, class not labelled" in page
     assert "it counts as found in every column but the first" in page
@@ -132,7 +132,7 @@ def test_table_of_slides_gives_dice_of_classes(tmp_path: Path) -> None:
     assert figures.classes is not None
     for name, part in figures.classes.by_class.items():
         assert found[f"dice_{name}"].value == pytest.approx(part.dice)
-        assert found[f"dice_{name}"].slides == 3
+        assert found[f"dice_{name}"].slides == 6
     assert found["rule_accuracy"].value == 1.0
     differences = compute_differences([(row, row) for row in rows], [row["slide_id"] for row in rows], "segmentation")
     assert {"dice_G3", "dice_G4", "dice_G5", "rule_accuracy"} <= {one.figure for one in differences}

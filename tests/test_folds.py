@@ -13,14 +13,14 @@ from tests.test_compare import make_rows, make_run
 
 
 def test_compute_figures_pools_slides_of_folds(tmp_path: Path) -> None:
-    rows = make_rows(n=9, groups=4)
+    rows = make_rows(n=9, groups=5)
     folders = [make_run(tmp_path / str(fold), part) for fold, part in enumerate((rows[:2], rows[2:]))]
     read, task = read_folds(folders)
     assert [row["slide_id"] for row in read] == [row["slide_id"] for row in rows]
     found = {figure.name: figure for figure in compute_figures(read, task)}
     tp, fp, fn = (sum(row[key] for row in rows) for key in ("tp_px", "fp_px", "fn_px"))
     assert found["dice"].value == pytest.approx(2 * tp / (2 * tp + fp + fn))
-    assert found["dice"].groups == 4
+    assert found["dice"].groups == 5
     with_cancer = [row["dice"] for row in rows if row["dice"] != ""]
     assert found["dice_mean_slide"].value == pytest.approx(sum(with_cancer) / 8)
     assert found["dice_mean_slide"].slides == 8

@@ -147,13 +147,13 @@ def test_auroc_one_side_is_undefined() -> None:
 
 
 def test_grading_intervals_leave_out_one_sided_draws() -> None:
-    """Of two groups a quarter of the draws each holds one alone; the rest are all slides."""
-    prob = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])
-    found = compute_grade_intervals([0, 1, 1], prob, ["a", "b", "b"], seed=0)
+    """One of five groups is benign: a third of the draws leave it out."""
+    truth, prob = [0, 1, 1, 1, 1, 1], np.array([[0.9, 0.1]] + [[0.2, 0.8]] * 3 + [[0.4, 0.6]] * 2)
+    found = compute_grade_intervals(truth, prob, list("abbcde"), seed=0)
     assert found["auroc_cancer"] == pytest.approx((1, 1))
     assert all(map(math.isnan, found["auroc_significant"]))
     with pytest.raises(ValueError, match="groups"):
-        compute_grade_intervals([0, 1, 1], prob, ["a", "b"], seed=0)
+        compute_grade_intervals(truth, prob, ["a", "b"], seed=0)
 
 
 def test_grading_intervals_of_many_slides_take_seconds() -> None:

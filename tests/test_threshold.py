@@ -187,14 +187,14 @@ def test_search_threshold_equals_search_over_all_pixels(criterion: str, slides: 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_search_threshold_interval_equals_searches_on_drawn_groups(criterion: str) -> None:
-    hists, _ = random_hists(3, slides=5)
-    groups = dict(zip(hists, ["a", "b", "b", "c", "d"], strict=True))
+    hists, _ = random_hists(3, slides=6)
+    groups = dict(zip(hists, "abbcde", strict=True))
     ratio = 2.0 if criterion == "cost" else None
     choice = search_threshold(hists, criterion, cost_ratio=ratio, groups=groups, seed=11)
-    of_group = [[hist for slide, hist in hists.items() if groups[slide] == group] for group in "abcd"]
+    of_group = [[hist for slide, hist in hists.items() if groups[slide] == group] for group in "abcde"]
     rng, found = np.random.default_rng(11), []
     for _ in range(2000):
-        picked = [hist for group in rng.integers(4, size=4) for hist in of_group[group]]
+        picked = [hist for group in rng.integers(5, size=5) for hist in of_group[group]]
         again = search_threshold({str(i): hist for i, hist in enumerate(picked)}, criterion, cost_ratio=ratio)
         found += [again.value] if again.criterion == criterion else []
     assert choice.interval == pytest.approx(tuple(np.quantile(found, [0.025, 0.975])))
@@ -202,23 +202,26 @@ def test_search_threshold_interval_equals_searches_on_drawn_groups(criterion: st
     assert choice.interval[0] <= choice.value <= choice.interval[1]
 
 
-def test_search_threshold_one_group_has_reason_instead_of_interval() -> None:
-    hists, _ = random_hists(0)
-    choice = search_threshold(hists, groups=dict.fromkeys(hists, "same patient"))
-    assert (choice.interval, choice.interval_note) == (None, "all slides are of one group: an interval needs two")
+@pytest.mark.parametrize(("groups", "count"), [("aaaaaa", "is 1"), ("abcdab", "are 4")])
+def test_search_threshold_few_groups_have_reason_instead_of_interval(groups: str, count: str) -> None:
+    hists, _ = random_hists(0, slides=6)
+    choice = search_threshold(hists, groups=dict(zip(hists, groups, strict=True)))
+    reason = f"an interval needs at least 5 groups of slides, there {count}"
+    assert (choice.interval, choice.interval_note) == (None, reason)
     assert "not given" in search_threshold(hists).interval_note
 
 
 def test_search_threshold_per_provider_uses_its_own_slides() -> None:
     hists = {"a": hist([0.9], [0.8]), "b": hist([0.4], [0.3]), "c": hist([], [0.95]), "d": hist([0.5], [0.3])}
-    providers = {"a": "x", "b": "y", "c": "z", "d": "y"}
+    hists |= dict.fromkeys("efg", hists["d"])
+    providers = {"a": "x", "b": "y", "c": "z", **dict.fromkeys("defg", "y")}
     choice = search_threshold(hists, providers=providers, groups={slide: slide for slide in hists})
     own = {name: search_threshold({s: h for s, h in hists.items() if providers[s] == name}) for name in "xy"}
     for name, alone in own.items():
         assert choice.value_for(name) == choice.by_provider[name].value == alone.value
     assert len(set(map(choice.value_for, "xy"))) == 2
     assert choice.by_provider["y"].interval is not None
-    assert choice.by_provider["y"].chosen_on == "y, 2 of validation"
+    assert choice.by_provider["y"].chosen_on == "y, 5 of validation"
     lone = choice.by_provider["z"]
     assert (lone.value, lone.criterion) == (choice.value, "all_providers")
     assert "no cancer pixel among the 1 slides of z" in lone.chosen_on
@@ -270,8 +273,8 @@ def test_write_threshold_curve_writes_table_and_picture(tmp_path: Path) -> None:
 
 
 def test_write_threshold_curve_table_has_criterion_column(tmp_path: Path) -> None:
-    hists, _ = random_hists(2)
-    providers = dict(zip(hists, "abab", strict=True))
+    hists, _ = random_hists(2, slides=6)
+    providers = dict(zip(hists, "ababab", strict=True))
     groups = {slide: slide for slide in hists}
     choice = search_threshold(hists, "cost", cost_ratio=3, providers=providers, groups=groups)
     table = tmp_path / "threshold_curve.csv"
@@ -295,8 +298,8 @@ def test_write_threshold_curve_table_has_criterion_column(tmp_path: Path) -> Non
 def test_write_threshold_curve_picture_shows_interval_and_providers(
     tmp_path: Path, banded: bool, by_provider: bool
 ) -> None:
-    hists, _ = random_hists(2)
-    providers = dict(zip(hists, "abab", strict=True))
+    hists, _ = random_hists(2, slides=6)
+    providers = dict(zip(hists, "ababab", strict=True))
     choice = search_threshold(
         hists,
         groups={slide: slide for slide in hists} if banded else None,
