@@ -534,9 +534,9 @@ def _add_fold(sweep: Path, number: int, loss: str, fold: int, counts: Sequence[t
 
 def test_write_sweep_ranks_choice_over_folds_paired_by_slide(tmp_path: Path) -> None:
     """Fold 1 is easy: its jobs look best, and loss a is better on every slide of both folds."""
-    _add_fold(tmp_path, 0, "a", 0, [(30, 20, 50), (0, 10, 0)])
+    _add_fold(tmp_path, 0, "a", 0, [(30, 20, 50), (0, 10, 0), (10, 5, 5)])
     _add_fold(tmp_path, 1, "a", 1, [(90, 5, 5), (80, 5, 15)])
-    _add_fold(tmp_path, 2, "b", 0, [(20, 40, 60), (0, 30, 0)])
+    _add_fold(tmp_path, 2, "b", 0, [(20, 40, 60), (0, 30, 0), (8, 8, 7)])
     _add_fold(tmp_path, 3, "b", 1, [(85, 10, 10), (78, 10, 17)])
     text = html.unescape(check_page(write_sweep(tmp_path)))
     assert "Best on validation: <b>a</b>" in text
@@ -544,7 +544,7 @@ def test_write_sweep_ranks_choice_over_folds_paired_by_slide(tmp_path: Path) -> 
     assert "fold 1 is best" not in text, "a fold is no choice"
     with (tmp_path / "repeats.csv").open(newline="") as file:
         a, b = csv.DictReader(file)
-    pooled = [2 * 200 / (2 * 200 + 40 + 70), 2 * 183 / (2 * 183 + 90 + 87)]
+    pooled = [2 * 210 / (2 * 210 + 45 + 75), 2 * 191 / (2 * 191 + 98 + 94)]
     assert [float(row["val_all_slides"]) for row in (a, b)] == pytest.approx(pooled)
     assert float(b["val_less_best"]) == pytest.approx(pooled[1] - pooled[0])
     assert a["val_less_best"] == ""
