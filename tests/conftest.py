@@ -1,6 +1,7 @@
 """Markers and fixtures of all tests."""
 
 import logging
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -25,8 +26,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Two threads, as on the smallest machine that is supported: more only wait for each other there.
-    torch.set_num_threads(2)
+    # Small tensors gain little by a second thread, and lose much if another process wants its core.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 
 @pytest.fixture(autouse=True)

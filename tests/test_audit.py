@@ -247,7 +247,7 @@ def test_audit_second_shard_of_same_number_waits(faulty: Path, tmp_path: Path) -
         second.start()
         second.join(0.3)
         assert second.is_alive()
-    second.join(30)
+    second.join(120)
     assert not second.is_alive()
 
 
@@ -360,7 +360,7 @@ def test_audit_folder_locked_output_waits(faulty: Path, tmp_path: Path) -> None:
         second.join(0.3)
         assert second.is_alive()
         assert not (tmp_path / "audit.csv").exists()
-    second.join(30)
+    second.join(120)
     assert (tmp_path / "audit.csv").exists()
 
 
@@ -477,7 +477,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def _wait(until: Any, seconds: float = 20) -> None:
+def _wait(until: Any, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < end

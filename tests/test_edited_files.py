@@ -117,7 +117,7 @@ def check_edits(path: Path, read: Reader, free: tuple[str, ...] = ()) -> int:
     try:
         for key, change, edited in list_edits(content):
             path.write_text(json.dumps(edited), encoding="utf-8")
-            start = time.monotonic()
+            start = time.process_time()
             where = f"{'.'.join(map(str, key))} {change}"
             message, found = catch(read, path)
             if message is None:
@@ -127,7 +127,7 @@ def check_edits(path: Path, read: Reader, free: tuple[str, ...] = ()) -> int:
                 assert path.name in message, where
                 named = {str(part) for part in key} | {"an_extra_key", "quantify."}
                 assert any(part in message for part in named), f"{where}: {message}"
-            assert time.monotonic() - start < MOST_S, where
+            assert time.process_time() - start < MOST_S, where
     finally:
         path.write_text(whole, encoding="utf-8")
     return refused

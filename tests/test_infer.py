@@ -394,7 +394,7 @@ def test_infer_heatmap_is_written_beside_other_files(run: Infer, monkeypatch: py
     exported = threading.Event()
 
     def wait(*given: Any, **options: Any) -> None:
-        assert exported.wait(10)
+        assert exported.wait(60)
         write_heatmap(*given, **options)
 
     def show(*given: Any) -> None:

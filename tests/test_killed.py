@@ -117,8 +117,8 @@ def test_extract_store_two_processes_make_one_store(folder: Path, tmp_path: Path
             assert second.poll() is None
             assert _files(store) == unfinished
             first.send_signal(signal.SIGCONT)
-            assert first.wait(60) == 0
-            assert second.wait(60) == 0
+            assert first.wait(120) == 0
+            assert second.wait(120) == 0
     assert _files(store) == _files(whole)
     assert len(unfinished) < len(_files(whole))
 

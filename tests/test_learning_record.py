@@ -173,7 +173,7 @@ def test_record_of_many_slides_takes_seconds(tmp_path: Path) -> None:
         lines.append(f"{name},radboud,{number % 6},0+0")
     (tmp_path / "train.csv").write_text("\n".join(lines))
     selection = select(tmp_path)
-    started = time.monotonic()
+    started = time.process_time()
     LearningRecord.read_today(compose_config(), selection, ()).write(tmp_path)
     assert LearningRecord.read(tmp_path).find_changes(LearningRecord.read_today(compose_config(), selection, ())) == []
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5

@@ -284,16 +284,23 @@ def test_search_name_of_no_folder_is_refused(word: str) -> None:
 
 _OPENS = """
 import sys, time
-from tests.test_search import open_storage
+from pathlib import Path
+from panda.app.search_study import open_storage
 
-time.sleep(max(0.0, float(sys.argv[1]) - time.time()))
+Path(sys.argv[1]).touch()
+while not Path("all_are_ready").exists():
+    time.sleep(0.001)
 open_storage("sqlite:///study.db")
 """
 
 
 def test_open_storage_of_processes_at_once_works() -> None:
-    command = [sys.executable, "-c", _OPENS, str(time.time() + 5)]
-    started = [subprocess.Popen(command, env=ENVIRONMENT) for _ in range(4)]
+    names = [f"ready{number}" for number in range(4)]
+    started = [subprocess.Popen([sys.executable, "-c", _OPENS, name], env=ENVIRONMENT) for name in names]
+    while not all(map(os.path.exists, names)):
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.01)
+    Path("all_are_ready").touch()
     assert [process.wait(timeout=60) for process in started] == [0] * 4
 
 

@@ -11,7 +11,7 @@ from panda.inference.work_queue import WorkQueue, make_blending_queue
 
 
 def wait_for(event: threading.Event) -> None:
-    event.wait(9)
+    event.wait(60)
 
 
 def run_in_thread() -> int:
@@ -62,7 +62,7 @@ def test_work_queue_submit_waits_if_too_many_calls_wait() -> None:
         third.join(0.05)
         assert third.is_alive()
         may_end.set()
-        third.join(9)
+        third.join(60)
         assert not third.is_alive()
 
 
@@ -72,15 +72,15 @@ def test_work_queue_abort_drops_waiting_calls() -> None:
 
     def wait() -> None:
         begun.set()
-        may_end.wait(9)
+        may_end.wait(60)
 
     queue.submit(wait)
     dropped = queue.submit(done.set)
-    assert begun.wait(9)
+    assert begun.wait(60)
     ended = threading.Thread(target=queue.abort)
     ended.start()
     while not dropped.cancelled():
         ended.join(0.01)
     may_end.set()
-    ended.join(9)
+    ended.join(60)
     assert not done.is_set()

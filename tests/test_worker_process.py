@@ -12,16 +12,18 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROGRAM = """
 import multiprocessing, time
+import torch.utils.data._utils.worker
 from panda.data.loaders import make_train_loader
 
 class Items:
     def __getitem__(self, draw):
         return draw.item
 
+torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL = 1000.0  # torch's own watch, of five seconds
 batches = iter(make_train_loader(Items(), 8, 2, 2))
 next(batches)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-time.sleep(30)
+time.sleep(300)
 """
 
 
@@ -53,15 +55,14 @@ def _is_alive(pid: int) -> bool:
     return state not in "ZX"
 
 
-def test_loader_workers_end_within_a_second_of_killed_parent() -> None:
-    """Torch's own watch takes up to five seconds."""
+def test_loader_workers_end_soon_after_killed_parent() -> None:
     with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as parent:
         assert parent.stdout is not None
         workers = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(workers) == 2
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
-        until = time.monotonic() + 1
+        until = time.monotonic() + 30
         while any(map(_is_alive, workers)) and time.monotonic() < until:
             time.sleep(0.01)
         assert not any(map(_is_alive, workers))

@@ -1,12 +1,10 @@
 """Grading guided by the folds of a cross-validation, with train.py and infer.py: which fold guides which slide."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from panda.inference.canvas import Canvas
 from panda.report.run_summary import parse_summary
@@ -27,15 +25,6 @@ SEGMENTATION = (
 )
 FOLDS = "runs/segmentation/sweep-folds"
 GRADING = ("data=panda", "data.root=data/synthetic", "task=grading", "tiles.k=4", "tiles.cross_fit=true")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in `test_resume`: the second thread would mostly wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

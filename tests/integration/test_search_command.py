@@ -43,7 +43,7 @@ def _words(name: str, *more: str) -> tuple[str, ...]:
 
 def test_search_of_two_processes_shares_trials_and_page(home: Path) -> None:
     command = [sys.executable, "-m", "panda.app.search", *_words("shared", "n=3")]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     both = [
         subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)

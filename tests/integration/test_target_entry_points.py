@@ -2,11 +2,9 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from panda.report.run_summary import GradingSummary, parse_summary
 from panda.tasks.checkpoint import read_checkpoint
@@ -28,15 +26,6 @@ KINDS = {
     "regression": ("task.target=ki67",),
     "survival": ("task.target=os", "task.time=months", "task.event=dead"),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in `test_resume`: the second thread would mostly wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

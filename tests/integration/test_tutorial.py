@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 import panda
 from panda.app.calls import compose_job
 from panda.tables import read_output_table
 from tests.integration.entry_points import REPOSITORY
 from tests.notebooks import NOTEBOOK, run_cell, run_notebook
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in `test_resume`: the second thread would mostly wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.slow
