@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -58,6 +57,7 @@ class SlideGrading:
     folder: Path | None
     failures: list[Failure]
     unusable_masks: list[str] = field(default_factory=list)
+    _mappers: dict[tuple[SegmentationPredictor, str], SlideMapper] = field(default_factory=dict, init=False)
 
     def grade_slide(
         self,
@@ -148,15 +148,16 @@ class SlideGrading:
         write_slide_page(own)
         return grade
 
-    @functools.cache  # noqa: B019 - this object is dropped after the last slide
     def _find_mapper(self, segmenter: SegmentationPredictor, provider: str) -> SlideMapper:
-        choice, metadata = segmenter.threshold, segmenter.metadata
-        return SlideMapper(
-            segmenter,
-            choice.value_for(provider),
-            self.quantify,
-            self.grader,
-            self.slide_options,
-            self.colour_map,
-            RuleGrader.from_choice(metadata.classes, metadata.gleason_rule, choice, provider),
-        )
+        if (segmenter, provider) not in self._mappers:
+            choice, metadata = segmenter.threshold, segmenter.metadata
+            self._mappers[segmenter, provider] = SlideMapper(
+                segmenter,
+                choice.value_for(provider),
+                self.quantify,
+                self.grader,
+                self.slide_options,
+                self.colour_map,
+                RuleGrader.from_choice(metadata.classes, metadata.gleason_rule, choice, provider),
+            )
+        return self._mappers[segmenter, provider]

@@ -1,9 +1,11 @@
 """Run the commands of a user: train.py and infer.py on small drawn slides."""
 
+import gc
 import json
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from panda.files import hold_lock
+from panda.inference.slide_mapper import SlideMapper
 from panda.report.job_end import JobEnd
 from panda.report.run_summary import parse_summary
 from panda.tasks.checkpoint import read_checkpoint
@@ -220,7 +223,17 @@ def test_train_interrupted_run_resumes_in_its_folder(home: Path, trained_run: Pa
     assert "data.seed=1" in done.stderr
 
 
-def test_train_grading_on_guided_tiles_then_infer_grades(home: Path, trained_run: Path) -> None:
+def test_train_grading_on_guided_tiles_then_infer_grades(
+    home: Path, trained_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mappers: list[weakref.ref[SlideMapper]] = []
+
+    def make_mapper(*given: Any) -> SlideMapper:
+        mapper = SlideMapper(*given)
+        mappers.append(weakref.ref(mapper))
+        return mapper
+
+    monkeypatch.setattr("panda.app.slide_grading.SlideMapper", make_mapper)
     shutil.copytree(home / "data" / "synthetic", home / "to_grade")
     broken = table(trained_run / "test_slides.csv")[0]["slide_id"]
     (home / "to_grade" / "train_images" / f"{broken}.tiff").write_bytes(b"II*\0 this is no slide")
@@ -237,6 +250,8 @@ def test_train_grading_on_guided_tiles_then_infer_grades(home: Path, trained_run
         "model.encoder_weights=segmentation",
     )
     assert done.returncode == 1, done.stderr[-3000:]
+    gc.collect()
+    assert {mapper() for mapper in mappers} == {None}, "a finished job keeps its networks"
     run = home / "runs" / "grading" / "first"
     assert [row["slide_id"] for row in table(run / "failures.csv")] == [broken]
     assert len(list((home / "patches").glob("canvases-*/*.zarr"))) == 9
@@ -301,9 +316,8 @@ def test_train_sweep_ctrl_c_keeps_finished_jobs(home: Path, trained_run: Path, m
         return step(task, batch, batch_idx)
 
     monkeypatch.setattr(SegmentationTask, "training_step", interrupted_in_job_1)
-    done = run_entry_point(
-        "train", home, "-m", *TINY, "trainer.max_epochs=2", "seed=1,2,3", "name=stopped", "logger=csv"
-    )
+    command = ("-m", *TINY, "trainer.max_epochs=2", "seed=1,2,3", "logger=csv", "test_slides=false")
+    done = run_entry_point("train", home, *command, "name=stopped")
     assert done.returncode == 130
     sweep = home / "runs/segmentation/sweep-stopped"
     assert "the same command with name=stopped continues the sweep" in done.stderr
@@ -314,7 +328,6 @@ def test_train_sweep_ctrl_c_keeps_finished_jobs(home: Path, trained_run: Path, m
     assert not (sweep / "2").exists()
 
     monkeypatch.setattr(SegmentationTask, "training_step", step)
-    command = ("-m", *TINY, "trainer.max_epochs=2", "seed=1,2,3", "logger=csv")
     finished = (sweep / "0" / "summary.json").stat().st_mtime_ns
     done = run_entry_point("train", home, *command, "name=stopped")
     assert done.returncode == 0, done.stderr[-3000:]
