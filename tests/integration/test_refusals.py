@@ -40,20 +40,21 @@ RECORD = f"{DONE}/learns_from.json"
 JOB = "runs/segmentation/sweep-old/0"
 RESUME = ("train", f"resume={LAST}")
 
-State = dict[str, tuple[str, int]]
+State = dict[str, tuple[str | int, int]]
 Change = Callable[[Path], AbstractContextManager[None]]
 
 
 def snapshot(folder: Path) -> State:
     """Return content and time of change of all files and folders, hidden ones too."""
     paths = [folder, *sorted(folder.rglob("*"))]
-    return {
-        str(path.relative_to(folder)): (
-            "" if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest(),
-            path.stat().st_mtime_ns,
-        )
-        for path in paths
-    }
+    return {str(path.relative_to(folder)): (identify_content(path), path.stat().st_mtime_ns) for path in paths}
+
+
+def identify_content(path: Path) -> str | int:
+    """Return the hash of a file; of a checkpoint, which is large, the time of change that no program can set."""
+    if path.is_dir():
+        return ""
+    return path.stat().st_ctime_ns if path.suffix == ".ckpt" else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")

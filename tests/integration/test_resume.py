@@ -95,7 +95,7 @@ def test_train_full_disk_is_named_and_keeps_last_checkpoint(
             ballast.write_bytes(b"\0" * (free.f_bavail * free.f_frsize))
         return step(task, batch, batch_idx)
 
-    data = (f"data.root={home}/data/synthetic", f"data.store_root={home}/patches", "logger=csv")
+    data = (f"data.root={home}/data/synthetic", f"data.store_root={home}/patches", "logger=csv", "test_slides=false")
     with monkeypatch.context() as patched:
         patched.setattr(SegmentationTask, "training_step", filling)
         done = run_entry_point("train", disk, *RUN, *data, "name=full")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.entry_points import run_entry_point
-from tests.test_ranks import STEP
+from tests.test_ranks import STEP, TORCHRUN
 
 ONE_NODE = STEP | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "0"}
 ONE_LINE = "srun started 2 processes, and each would be a whole"
@@ -34,6 +34,17 @@ def test_wrong_start_is_refused_by_all_and_said_once(
     assert done.returncode == 1
     assert done.stderr.count(fault) == (rank == 0)
     assert "ConfigError" not in done.stderr or rank == 0
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_wrong_start_by_torchrun_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
+    one_node = {"WORLD_SIZE": "2", "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1", "RANK": rank, "LOCAL_RANK": rank}
+    for name, value in (TORCHRUN | one_node).items():
+        monkeypatch.setenv(name, value)
+    done = run_entry_point("train", tmp_path, "trainer=cpu")
+    assert done.returncode == 1
+    assert done.stderr.count("torchrun started 2 processes, and each would be a whole training") == (rank == "0")
     assert not [*tmp_path.iterdir()]
 
 
