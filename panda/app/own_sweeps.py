@@ -37,19 +37,27 @@ def close_sweeps() -> None:
         if folder.is_dir() and any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()):
             from panda.report.any_sweep import read_sweep  # noqa: PLC0415
 
+            restore_command(folder)
             with contextlib.suppress(OSError, PandaError):
                 if (sweep := read_sweep(folder)).jobs:
                     sweep.write()
 
 
+def restore_command(folder: Path) -> None:
+    """Restore the `multirun.yaml` that a sweep began with, for its page to show it and no later or refused one."""
+    with contextlib.suppress(OSError):  # of a full disk, which has a message already
+        if (before := _sweeps.get(folder)) is not None:
+            write_whole(folder / MULTIRUN, before)
+
+
 def restore_sweeps() -> None:
     """Restore the `multirun.yaml` that each sweep began with, and remove the folder of a sweep that did not begin."""
     for folder, before in _sweeps.items():
-        with contextlib.suppress(OSError):  # of a full disk, which has a message already
-            if before is not None:
-                write_whole(folder / MULTIRUN, before)
-            elif (
-                folder.is_dir()
+        restore_command(folder)
+        with contextlib.suppress(OSError):
+            if (
+                before is None
+                and folder.is_dir()
                 and {path.name for path in folder.iterdir()} <= {MULTIRUN, SUBMITIT}
                 and not has_submitted(folder)
             ):

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, open_dict, read_write
 from panda.app.entry_point import guard, list_refusals, record_failed_jobs, refuse
 from panda.app.hydra_job import find_output_folder, has_arguments, is_typed, make_new_folder
 from panda.app.launcher import REFUSED
-from panda.app.own_sweeps import remember_sweep
+from panda.app.own_sweeps import remember_sweep, restore_command
 from panda.app.ranks import find_launch
 from panda.app.signals import name_signal
 from panda.errors import PandaError
@@ -71,6 +71,7 @@ class SweepPage(Callback):
             refuse(PandaError(f"job{'s' * (len(names) > 1)} {', '.join(names)}: {reason}"), folder)
         if not _trains(config) and not folder.is_dir():
             return
+        restore_command(folder)
         sweep = read_sweep(folder)
         if _trains(config):
             record_failed_jobs(sweep.failed)
