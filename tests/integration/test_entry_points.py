@@ -88,6 +88,7 @@ def test_train_run_folder_holds_documented_files(trained_run: Path) -> None:
         "views/epoch_000_fixed.png",
         "views/epoch_000_telling.png",
         "test_slides.csv",
+        "errors.csv",
         "failures.csv",
         "report.html",
         "wandb",
@@ -101,6 +102,7 @@ def test_train_run_folder_holds_documented_files(trained_run: Path) -> None:
     assert list((trained_run / "panels").glob("patches*.png"))
     header = table(trained_run / "metrics.csv")[0].keys()
     assert {"train/loss", "train/dice", "val/loss", "val/dice"} <= {key.removesuffix("_epoch") for key in header}
+    assert "slides/" in (trained_run / "report.html").read_text().partition('id="errors"')[2].partition("#x=")[0]
     for row in table(trained_run / "test_slides.csv"):
         left = {path.name for path in (trained_run / "slides" / row["slide_id"]).iterdir()}
         assert {"canvas.zarr", "heatmap.png", "overlay.png", "quantification.json", "regions.geojson"} <= left
