@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -185,3 +186,11 @@ def test_records_last_run_of_one_second_is_newest_file(tmp_path: Path) -> None:
         last = open_records(tmp_path).runs.find_last()
         assert last is not None
         assert last.made_with == str(newest)
+
+
+def test_records_that_another_thread_collects_raise_nothing(tmp_path: Path) -> None:
+    held = [SlideRecords(tmp_path, str)]
+    thread = threading.Thread(target=held.clear)  # pytest fails a test in whose threads an error is raised
+    thread.start()
+    thread.join()
+    assert not held

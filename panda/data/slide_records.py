@@ -118,7 +118,8 @@ class SlideRecords:
         self.runs = RunRecords(self.folder, self._own.with_suffix(".json"))
         self._offsets: dict[str, int] = {}
         # Without a name it is in memory while it is small, and then in a temporary file.
-        self._index = sqlite3.connect("")
+        # Any thread may collect this object, and then closes it.
+        self._index = sqlite3.connect("", check_same_thread=False)
         self._index.executescript(_SCHEMA)
         weakref.finalize(self, self._index.close)  # Python 3.13 warns of a database that is not closed
 
