@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -27,10 +28,14 @@ def name_command(name: str) -> str:
     return f"panda {name}" if CONF == _INSTALLED else f"python {name}.py"
 
 
-def name_tool(module: str) -> str:
-    """Return how a command without a configuration is started: `panda NAME` if it was, otherwise `python -m MODULE`."""
+def name_tool(module: str, *words: str | Path) -> str:
+    """Return how a command without a configuration is started, with arguments, which are quoted if they need it.
+
+    It is `panda NAME` if a command was started so, otherwise `python -m MODULE`.
+    """
     by_name = CONF == _INSTALLED or _by_name.get()
-    return f"panda {module.rpartition('.')[2]}" if by_name else f"python -m {module}"
+    start = f"panda {module.rpartition('.')[2]}" if by_name else f"python -m {module}"
+    return " ".join([start, *(shlex.quote(str(word)) for word in words)])
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from statistics import median
 
 from markupsafe import Markup
 
+from panda.choices import name_tool
 from panda.files import hold_lock, remove_leftovers
 from panda.report.axes import GREY, TEST, VALIDATION
 from panda.report.charts import Line, draw_lines
@@ -17,7 +18,7 @@ from panda.report.interpretation import format_interval
 from panda.report.job_rows import shorten_error
 from panda.report.map_jobs import SLIDE_COLUMNS, MapJob, list_slides, measure_spread
 from panda.report.page import write_page
-from panda.report.page_facts import keep_known, name_tool
+from panda.report.page_facts import keep_known
 from panda.report.run_facts import write_sweep_command
 from panda.report.run_folder import parse_number
 from panda.report.sweep_jobs import label_job, split_choices

@@ -178,7 +178,7 @@ def _list_commands(request: Request, reason: Reason, output: Path) -> list[tuple
     given = {"labels": request.labels, "by": reason, "side": f"{request.side_um:g}", "count": request.count}
     given |= {"per-slide": request.per_slide, "near": f"{request.near:g}", "slides": request.slides, "output": output}
     options = [str(word) for key, value in given.items() if value is not None for word in (f"--{key}", value)]
-    made = f"{name_tool('panda.report.next')} {shlex.join([*map(str, request.folders), *options])}"
+    made = name_tool("panda.report.next", *request.folders, *options)
     exported = f"{shlex.quote(str(output))}/*/corrected.geojson"
     to = shlex.join(["--slides", str(request.slides), "--output", "corrected"])
     return [("Made by", made), ("Take corrections", f"{name_tool('panda.data.corrections')} {exported} {to}")]

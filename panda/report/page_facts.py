@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from panda import choices
-from panda.choices import name_command
+from panda.choices import name_command, name_tool
 from panda.inference.slide_result import SlideFacts, SlideResult
 from panda.report.head import PageHead
 from panda.report.inference_summary import InferenceSummary
@@ -55,11 +54,6 @@ def write_own_command(name: str, *settings: str) -> str:
     return " ".join([name_command(name), *map(format_override, settings)])
 
 
-def name_tool(module: str, *words: str | Path) -> str:
-    """Return the command of a module with its arguments."""
-    return " ".join([choices.name_tool(module), *(shlex.quote(str(word)) for word in words)])
-
-
 def keep_known(commands: Iterable[Command]) -> list[Command]:
     """Return the commands that are known."""
     return [(name, text) for name, text in commands if text]
@@ -91,6 +85,7 @@ def describe_inference(folder: Path, summary: InferenceSummary | None, slides: i
     scored = (folder / "test_slides.csv").is_file()
     commands = [
         ("Made by", write_command("infer", summary.overrides)),
+        ("View slides", name_tool("panda.view", folder)),
         ("Compare", name_tool("panda.report.compare", folder, "OTHER_RUN") if scored else ""),
     ]
     return PageHead("Inference", folder.name, facts, keep_known(commands))

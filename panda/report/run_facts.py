@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from panda.choices import name_tool
 from panda.report.head import PageHead
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
 from panda.report.page_facts import (
@@ -19,7 +20,6 @@ from panda.report.page_facts import (
     format_date,
     keep_known,
     list_network,
-    name_tool,
     write_command,
     write_own_command,
 )
@@ -141,6 +141,8 @@ def _list_next(run_dir: Path, config: Mapping[str, Any], summary: RunSummary | N
     commands = []
     if best.is_file():
         commands.append(("Map slides" if summary.task == "segmentation" else "Grade slides", _infer(best, config)))
+    if (run_dir / "slides").is_dir():
+        commands.append(("View slides", name_tool("panda.view", run_dir)))
     if summary.test is not None:
         commands.append(("Compare", name_tool("panda.report.compare", run_dir, "OTHER_RUN")))
     if (run_dir / "checkpoints" / "last.ckpt").is_file():

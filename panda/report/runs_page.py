@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from panda.choices import name_tool
 from panda.files import hold_lock, remove_leftovers
 from panda.report.choices import Choice, make_gap_cell, make_spread_cell, pair_with_best
 from panda.report.head import PageHead
 from panda.report.interpretation import format_interval
 from panda.report.job_rows import Gaps, find_alarms, list_more, shorten_error, warn_of_best, write_jobs
 from panda.report.page import write_page
-from panda.report.page_facts import name_tool
 from panda.report.run_list import RunGroup, group_runs
 from panda.report.sweep_jobs import REPEATS, Job
 from panda.report.table import Cell, Head, Table, find_format, format_value, make_cell, name_figure
