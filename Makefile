@@ -32,7 +32,7 @@ demo: install ## draw a small PANDA, train, grade, map a slide; ends with figure
 	@echo "the mapped slide"; echo "  out/demo/report.html"
 
 test: install ## the tests (two cores, no GPU, no network)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # with its own environment, for example: make test-short PYTHON=python3.13 VENV=.venv-3.13
 test-short: install ## a short part of the tests: imports, --help, configurations, files, a small training and its maps
