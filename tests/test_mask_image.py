@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +127,10 @@ class TrueCanvas:
     classes = BINARY
 
     def __init__(self, truth: NDArray[np.bool_], resolution: Resolution) -> None:
-        self.truth, self.resolution = truth, resolution
+        self.truth, self.resolution, self.shape = truth, resolution, truth.shape
 
-    def read_bands(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        for y0 in range(0, len(self.truth), 100):
-            yield y0, self.truth[y0 : y0 + 100].astype(np.float32)
+    def read(self, left: int, top: int, width: int, height: int) -> NDArray[np.float32]:
+        return self.truth[top : top + height, left : left + width].astype(np.float32)
 
 
 @pytest.fixture
