@@ -313,7 +313,7 @@ def test_audit_folder_without_slides_reads_table_only(faulty: Path, finished_aud
     assert sorted(_files(out)) == ["audit.csv", "findings.csv", "summary.json"]
     assert "there is no groups.csv" in write_audit_page(out).read_text()
     before = _files(finished_audit)
-    with pytest.raises(ConfigError, match=r"audit\.slides=false.*another audit\.output"):
+    with pytest.raises(ConfigError, match=r"audit\.slides=false.*give another output"):
         audit_folder(faulty, finished_audit, slides=False, progress=False)
     assert _files(finished_audit) == before
     with pytest.raises(ManifestError, match="no such file"):
