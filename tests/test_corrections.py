@@ -221,7 +221,7 @@ def test_correction_of_fields_labels_these_alone(
     assert not (tmp_path / "new").exists()
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert "tumour of 75 px of the map, in 1 corrected fields; nothing outside them is labelled\n  1 of 2" in said
+    assert "tumour of 75 px of the map, in 1 corrected field; nothing outside it is labelled\n  1 of 2" in said
     assert said.endswith(" data.ignore_background=true\n")
     ((_, row),) = read_user_table(tmp_path / "new" / TABLE, ("image_id",))
     assert row["provider"] == "annotations"

@@ -360,8 +360,9 @@ def test_infer_faults_of_labels_slides_and_provider_at_once(tmp_path: Path, run:
     for part in said:
         assert part in str(caught.value)
     with pytest.raises(ConfigError) as caught:
-        run("a.tiff", *wrong, "checkpoint=nothing.ckpt", "threshold=0.5")
+        run("a.tiff", *wrong, "checkpoint=nothing.ckpt", "threshold=0.4567")
     for part in (
+        "threshold=0.4567 must be a multiple of 0.001 with labels=…",
         "quantify.min_region_px=-1",
         "provider=x: not used with threshold",
         "checkpoint nothing.ckpt",
@@ -372,6 +373,21 @@ def test_infer_faults_of_labels_slides_and_provider_at_once(tmp_path: Path, run:
     with pytest.raises(ConfigError, match=r"2 faults(.|\n)*min_region_px=-1(.|\n)*train\.csv"):
         run("a.tiff", f"labels={tmp_path}", "quantify.min_region_px=-1")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "steps"),
+    [
+        ("0.0004", "give threshold=0.001"),
+        ("0.4567", "give threshold=0.456 or threshold=0.457"),
+        ("0.9996", "give threshold=0.999"),
+    ],
+)
+def test_infer_labels_take_a_step_of_the_threshold_only(run: Infer, threshold: str, steps: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run("a.tiff", "labels=nowhere", f"threshold={threshold}")
+    (fault,) = (one for one in caught.value.faults if "labels=nowhere" not in one)
+    assert fault == f"threshold={threshold} must be a multiple of 0.001 with labels=…, the step of the scores: {steps}"
 
 
 def test_infer_unexpected_error_is_logged_with_traceback(

@@ -51,6 +51,7 @@ def root(tmp_path: Path) -> Path:
         "low/slides/s1": {"overrides.txt": ""},
         ".hidden": {"overrides.txt": ""},
         "compare-a-b": {"compare.csv": ""},
+        "more/2/3/4/5/6/7/lost": {"config.yaml": "task: segmentation"},
     }.items():
         folder = runs / "segmentation" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,8 @@ def test_find_runs_lists_every_run_with_its_state(root: Path) -> None:
     done |= {f"segmentation/{name}" for name in ("low", "other", "relabelled", "sweep-a/0")}
     assert {name for name, state in states.items() if state == "done"} == done
     rest = {name.removeprefix("segmentation/"): state for name, state in states.items() if name not in done}
-    assert rest == {"failed": "failed", "lost": "lost", "broken": "failed", "edited": "failed"}
+    failed = dict.fromkeys(("failed", "broken", "edited"), "failed")
+    assert rest == failed | {"lost": "lost", "more/2/3/4/5/6/7/lost": "lost"}
 
 
 def test_group_runs_compares_only_same_slides_and_labels(root: Path) -> None:
@@ -91,7 +93,7 @@ def test_runs_page_ranks_by_validation_and_commands_work(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main([str(root)]) == 0
-    assert capsys.readouterr().out == f"12 runs: 8 done, 3 failed, 1 lost\npage: {root / 'runs.html'}\n"
+    assert capsys.readouterr().out == f"13 runs: 8 done, 3 failed, 2 lost\npage: {root / 'runs.html'}\n"
     text = html.unescape(check_page(root / "runs.html"))
     assert "Best on validation: fpn, Dice, all pixels pooled 0.700, on test 0.800." in text, "test alone prefers unet"
     best = "Best on validation: fpn, Dice, all pixels pooled 0.8"
@@ -99,7 +101,7 @@ def test_runs_page_ranks_by_validation_and_commands_work(
     assert "2 choices have slides or labels of their own" in text
     assert 'href="segmentation/sweep-a/0/report.html"' not in text, "the run has no page"
     rows = {row["job"]: row for row in read_output_table(root / "runs.csv")}
-    assert len(rows) == 12
+    assert len(rows) == 13
     places = [rows[f"segmentation/{name}"]["place"] for name in ("sweep-a/0", "low", "other", "failed")]
     assert places == ["1", "2", "1", ""]
     assert rows["segmentation/failed"]["error"] == "DISK"

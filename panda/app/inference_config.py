@@ -26,6 +26,7 @@ from panda.inference.legends import ColourMap
 from panda.inference.quantify import QuantifySettings
 from panda.settings import Text, accept, is_number, rule
 from panda.tables import PARQUET
+from panda.tasks.bins import BINS, is_step
 from panda.tasks.checkpoint import Checkpoint, M, read_checkpoint
 from panda.tasks.metadata import GradingMetadata, SegmentationMetadata
 
@@ -120,6 +121,17 @@ class InferenceConfig(ShardedSlides, InferenceKeys):
     @rule
     def _check_labels(self) -> None:
         _ = self.labelled
+
+    @rule
+    def _check_step(self) -> Iterator[str]:
+        if self.labels is None or self.threshold == "checkpoint" or is_step(at := float(self.threshold)):
+            return
+        below = int(at * BINS)
+        steps = [f"threshold={k / BINS}" for k in (below, below + 1) if 0 < k < BINS]
+        yield (
+            f"{self.setting('threshold')} must be a multiple of 0.001 with labels=…, the step of the scores: give "
+            f"{' or '.join(steps)}"
+        )
 
     @rule
     def _check_groups(self) -> Iterator[str]:

@@ -22,7 +22,7 @@ from panda.inference.compute import EngineSettings
 from panda.inference.legends import ColourMap
 from panda.inference.quantify import QuantifySettings
 from panda.settings import Count, Names, Seed, Settings, Text, accept, format_override, is_number, rule
-from panda.tasks.bins import BINS
+from panda.tasks.bins import is_step
 from panda.tasks.optim import Optim
 from panda.tasks.threshold import CRITERIA
 
@@ -39,7 +39,7 @@ LOSSES = (
 
 
 def _is_threshold(value: Any) -> bool:
-    return value == "auto" or (is_number(value) and 0 < value < 1 and round(value * BINS) / BINS == value)
+    return value == "auto" or (is_number(value) and 0 < value < 1 and is_step(value))
 
 
 class TaskSettings(Settings):

@@ -72,7 +72,8 @@ class Correction:
         """Return the tumour of the mask in words, with what was repaired or ignored."""
         of = f"predicted were {self.predicted_px:g}"
         if fields := self.source.fields:
-            of = f"in {len(fields.codes)} corrected fields; nothing outside them is labelled"
+            named, outside = ("field", "it") if (count := len(fields.codes)) == 1 else ("fields", "them")
+            of = f"in {count} corrected {named}; nothing outside {outside} is labelled"
         notes = "".join(f"\n  {note}" for note in self.source.notes)
         return f"{self.slide.slide_id}: tumour of {self.cancer_px:g} px of the map, {of}{notes}"
 

@@ -18,8 +18,6 @@ from panda.report.run_folder import make_link, make_natural_key
 from panda.report.sweep_jobs import JOB_FILES, REPEATS, Job, list_waiting, read_job, split_choices
 from panda.report.tested_run import find_resolution
 
-MOST_DEPTH = 6
-"""Levels of folders below the given one that are searched."""
 _OTHER_OUTPUTS = frozenset({"inference.json", "features.json", "audit.json", "store.json"})
 """A folder with one of these is an output of another command, and is not searched."""
 _MOST_BYTES = 100_000_000
@@ -51,7 +49,7 @@ def _find_folders(root: Path) -> Iterator[Path]:
         is_run, is_other = not JOB_FILES.isdisjoint(files), not _OTHER_OUTPUTS.isdisjoint(files)
         if is_run and not is_other:
             yield folder
-        if is_run or is_other or len(folder.relative_to(root).parts) >= MOST_DEPTH:
+        if is_run or is_other:
             names.clear()
         names[:] = [name for name in names if not name.startswith(".")]
 

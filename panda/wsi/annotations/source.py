@@ -182,8 +182,9 @@ def _find_fields(file: AnnotationFile) -> Raster:
     fields = [found for found in file.annotations if is_field(found)]
     corrected = [found.polygon for found in fields if found.name.strip().casefold() == _FIELDS[0]]
     if not corrected:
+        have = "1 field has" if len(fields) == 1 else f"{len(fields)} fields have"
         file.faults.append(
-            f"its {len(fields)} fields have the class {TO_CORRECT!r}: give the class {CORRECTED!r} to each field whose "
+            f"its {have} the class {TO_CORRECT!r}: give the class {CORRECTED!r} to each field whose "
             "annotations are complete"
         )
     elif open_fields := len(fields) - len(corrected):
