@@ -123,7 +123,7 @@ def test_figures_few_groups_have_reason_instead_of_intervals() -> None:
     assert five["dice_mean_slide_interval"] is five["fp_mm2_benign_slides_interval"] is None
     assert set(five["no_interval"]) == {
         "dice_mean_slide", "iou_mean_slide", "precision_mean_slide", "recall_mean_slide", "fp_mm2_benign_slides",
-        "slide_sensitivity", "slide_specificity",
+        "slide_sensitivity", "slide_specificity", "slide_auroc",
     }  # fmt: skip
 
 

@@ -146,12 +146,15 @@ def test_auroc_one_side_is_undefined() -> None:
     assert compute_auroc(np.zeros(0), np.zeros(0, np.bool_), np.zeros((0, 0))).shape == (0,)
 
 
-def test_grading_intervals_leave_out_one_sided_draws() -> None:
-    """One of five groups is benign: a third of the draws leave it out."""
+def test_grading_intervals_need_five_groups_on_each_side() -> None:
     truth, prob = [0, 1, 1, 1, 1, 1], np.array([[0.9, 0.1]] + [[0.2, 0.8]] * 3 + [[0.4, 0.6]] * 2)
     found = compute_grade_intervals(truth, prob, list("abbcde"), seed=0)
-    assert found["auroc_cancer"] == pytest.approx((1, 1))
-    assert all(map(math.isnan, found["auroc_significant"]))
+    assert not any(map(math.isnan, found["accuracy"]))
+    assert all(map(math.isnan, (*found["auroc_cancer"], *found["auroc_significant"])))
+    both = compute_grade_intervals(truth * 5, np.tile(prob, (5, 1)), np.arange(30), seed=0)
+    assert both["auroc_cancer"] == pytest.approx((1, 1))
+    again = compute_grade_intervals(truth * 5, np.tile(prob, (5, 1)), list("abbcde") * 4 + list("fghijk"), seed=0)
+    assert all(map(math.isnan, again["auroc_cancer"])), "the benign slides are of two groups"
     with pytest.raises(ValueError, match="groups"):
         compute_grade_intervals(truth, prob, ["a", "b"], seed=0)
 

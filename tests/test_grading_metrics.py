@@ -12,7 +12,7 @@ from panda.inference.grading_metrics import summarize_grades, summarize_test_gra
 from panda.tasks.bootstrap import bootstrap_interval
 from tests.drawn_scores import draw_graded_slide
 
-GRADED = [draw_graded_slide(number) for number in range(40)]
+GRADED = [draw_graded_slide(number) for number in range(60)]
 
 
 def test_summarize_test_grades_match_bootstrap_over_groups() -> None:
@@ -29,10 +29,10 @@ def test_summarize_test_grades_match_bootstrap_over_groups() -> None:
 
         return statistic
 
-    assert found["slides"] == 40
-    assert np.sum(found["confusion"]) == 40
+    assert found["slides"] == 60
+    assert np.sum(found["confusion"]) == 60
     for name, least in (("auroc", 1), ("auroc_significant", 2)):
-        numbers = np.arange(40)
+        numbers = np.arange(60)
         assert found[name] == pytest.approx(area(least)(numbers))
         expected = bootstrap_interval(numbers, groups, seed=3, statistic=area(least), n=2000)
         assert found[f"{name}_interval"] == pytest.approx(expected)

@@ -21,10 +21,10 @@ def has_submitted(sweep: Path) -> bool:
 def advise_sweep(sweep: Path) -> str:
     """Return what a user can do with a sweep whose jobs may still run."""
     trains = sweep.name.startswith("sweep-")  # the output of infer.py has a name of its own
-    name = " with " + format_override(f"name={sweep.name.removeprefix('sweep-')}") if trains else ""
+    named = " with " + format_override(f"name={sweep.name.removeprefix('sweep-')}") if trains else ""
     return (
-        f"the other jobs go on; {name_tool('panda.report.sweep')} {sweep} shows all at any time, and the same command "
-        f"with {name} continues those that have ended too early"
+        f"the other jobs continue; {name_tool('panda.report.sweep')} {sweep} shows all at any time, and the same "
+        f"command{named} continues those that have ended too early"
     )
 
 

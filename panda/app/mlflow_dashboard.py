@@ -68,8 +68,12 @@ class MlflowDashboard(MLFlowLogger, Dashboard):
         importlib.import_module("mlflow")  # it sets levels itself
         for noisy in ("mlflow", "alembic"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
-        super().__init__(experiment, name, tracking_uri)
         self.run_dir = run_dir
+        database = Path(tracking_uri.removeprefix(LOCAL)) if tracking_uri.startswith(LOCAL) else None
+        # Two processes cannot make the tables of a database together, nor an experiment. The client makes tables.
+        with hold_lock(database) if database else nullcontext():
+            super().__init__(experiment, name, tracking_uri)
+            self._experiment_id = self._find_experiment(database)
         self._begin(dict(tags), config, resumed)
 
     @property
@@ -79,10 +83,6 @@ class MlflowDashboard(MLFlowLogger, Dashboard):
         return self._mlflow_client
 
     def _begin(self, tags: dict[str, str], config: Mapping[str, Any], resumed: bool) -> None:
-        database = Path(self._tracking_uri.removeprefix(LOCAL)) if self._tracking_uri.startswith(LOCAL) else None
-        # Two processes cannot make the tables of a database together.
-        with hold_lock(database) if database else nullcontext():
-            self._experiment_id = self._find_experiment(database)
         known = self._find_run()
         if known is not None and resumed:
             self._run_id, self.is_continued = known.info.run_id, True

@@ -14,7 +14,13 @@ from panda.data.manifest import SlideRecord
 from panda.inference.grade import RuleGrade
 from panda.inference.slide_score import SlideScore
 from panda.stored import Kappa, Plain, Share, ShareEnds
-from panda.tasks.bootstrap import compute_percentile_interval, drop_undefined, explain_no_interval, resample_sums
+from panda.tasks.bootstrap import (
+    compute_percentile_interval,
+    count_groups,
+    drop_undefined,
+    explain_no_interval,
+    resample_sums,
+)
 from panda.tasks.class_counts import find_row, measure_class_dice
 from panda.tasks.figures import Figures, Interval, KappaInterval, split_slides
 from panda.tasks.grade_metrics import compute_agreement
@@ -127,7 +133,7 @@ def _score_classes(
         for number, name in enumerate(classes.cancer_names, start=1):
             value, has_class = dice[number - 1], matrices[:, number].any(axis=1)
             ends = None
-            if not explain_no_interval(len(set(np.asarray(groups)[has_class]))):
+            if not explain_no_interval(count_groups(groups, np.asarray(has_class))):
                 ends = drop_undefined(compute_percentile_interval(drawn[:, number - 1]))
             by_class[name] = ClassFigures(
                 slides=int(has_class.sum()),

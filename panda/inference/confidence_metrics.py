@@ -11,7 +11,14 @@ from pydantic import Field, NonNegativeFloat
 
 from panda.inference.grade import GradeRecord
 from panda.stored import Share
-from panda.tasks.bootstrap import compute_percentile_interval, drop_undefined, resample_counts, resample_sums
+from panda.tasks.bootstrap import (
+    compute_percentile_interval,
+    count_groups,
+    drop_undefined,
+    explain_no_interval,
+    resample_counts,
+    resample_sums,
+)
 from panda.tasks.figures import Figures, Interval
 from panda.tasks.grade_calibration import assign_bins, compute_aurc, compute_nll, measure_grade_reliability
 from panda.tasks.metrics import divide
@@ -80,6 +87,7 @@ def compute_confidence_scores(
         ):
             figures[key] = float(part.sum() / of.sum()) if of.any() else None
             pair = np.column_stack([part, of])
-            drawn[key] = resample_sums(pair, groups, lambda s: divide(s[..., 0], s[..., 1]), seed=seed)
+            if not explain_no_interval(count_groups(groups, of > 0)):
+                drawn[key] = resample_sums(pair, groups, lambda s: divide(s[..., 0], s[..., 1]), seed=seed)
     ends = {key: drop_undefined(compute_percentile_interval(values)) for key, values in drawn.items()}
     return figures | {f"{key}_interval": pair for key, pair in ends.items()}

@@ -16,6 +16,7 @@ from panda.tasks.bins import BINS
 from panda.tasks.bootstrap import (
     average_known,
     compute_percentile_interval,
+    count_groups,
     drop_undefined,
     explain_no_interval,
     resample_counts,
@@ -90,8 +91,12 @@ def _compute_figures(scores: Sequence[SlideScore], choice: ThresholdChoice, seed
     found: dict[str, Any] = {}
     notes = {}
     for column, (name, value) in enumerate(zip(FIGURES, whole, strict=True)):
-        has = sums[:, 3 + len(_MEANS) + _MEANS.index(name)] > 0 if name in _MEANS else np.ones(len(scores), bool)
-        count = len(set(np.asarray(groups)[has]))
+        deciding: tuple[NDArray[np.bool_], ...] = (np.ones(len(scores), bool),)
+        if name in _MEANS:
+            deciding = (sums[:, 3 + len(_MEANS) + _MEANS.index(name)] > 0,)
+        elif name == "slide_auroc":
+            deciding = (slides[1], ~slides[1])
+        count = count_groups(groups, *deciding)
         too_few = explain_no_interval(count)
         ends = None if too_few else drop_undefined(compute_percentile_interval(drawn[:, column]))
         found |= {name: None if math.isnan(value) else float(value), f"{name}_interval": ends}

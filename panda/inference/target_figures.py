@@ -7,13 +7,20 @@ from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from panda.data.targets import TargetSpec
 from panda.inference.confidence_metrics import ConfidenceFigures, compute_confidence_scores
 from panda.inference.grading_metrics import GradedSlide
 from panda.stored import Kappa, NumberEnds, Share
-from panda.tasks.bootstrap import compute_percentile_interval, drop_undefined, resample_counts
+from panda.tasks.bootstrap import (
+    compute_percentile_interval,
+    count_groups,
+    drop_undefined,
+    explain_no_interval,
+    resample_counts,
+)
 from panda.tasks.figures import INTERVAL, AmountInterval, Figures, Interval, KappaInterval, split_slides
 from panda.tasks.target_metrics import (
     average_aurocs,
@@ -127,12 +134,14 @@ def _compute_figures(graded: Sequence[GradedSlide], target: TargetSpec, seed: in
     groups = [slide.record.group for slide in graded]
     values = np.array([slide.values for slide in graded], dtype=np.float64).reshape(-1, len(target.columns))
     predicted = np.array([slide.grade.predicted for slide in graded], dtype=np.float64)
+    deciding: dict[str, list[NDArray[np.bool_]]] = {}  # slides that a figure needs besides others
     if target.has_classes:
         prob = np.array([slide.grade.probabilities for slide in graded]).reshape(-1, target.outputs)
         truth, classes = values.reshape(-1).astype(np.int64), target.outputs
         confusion = np.bincount(truth * classes + predicted.astype(np.int64), minlength=classes**2)
         statistics = list_class_statistics(truth, predicted.astype(np.int64), classes)
         statistics["auroc_macro"] = partial(average_aurocs, truth, prob)
+        deciding["auroc_macro"] = [truth == number for number in np.unique(truth)]
         found |= {"confusion": confusion.reshape(classes, classes).tolist(), "qwk": None, "qwk_interval": None}
         found |= compute_confidence_scores([slide.grade for slide in graded], truth.tolist(), groups, seed)
         if target.kind == "classes":
@@ -145,9 +154,12 @@ def _compute_figures(graded: Sequence[GradedSlide], target: TargetSpec, seed: in
         time, event = values.reshape(-1, 2).T
         statistics = {"concordance": partial(compute_concordance, time, event, predicted)}
         found["events"] = int(event.sum())
+        deciding["concordance"] = [event > 0]
     for name, statistic in statistics.items():
         value = float(statistic(np.ones(len(graded)))) if graded else np.nan
-        drawn = resample_counts(groups, statistic, seed=seed) if not np.isnan(value) else np.empty(0)
+        parts = deciding.get(name, [np.ones(len(graded), bool)])
+        is_drawn = not np.isnan(value) and not explain_no_interval(count_groups(groups, *parts))
+        drawn = resample_counts(groups, statistic, seed=seed) if is_drawn else np.empty(0)
         found[name] = None if np.isnan(value) else value
         found[f"{name}_interval"] = drop_undefined(compute_percentile_interval(drawn))
     return found

@@ -23,7 +23,7 @@ _OTHER_OUTPUTS = frozenset({"inference.json", "features.json", "audit.json", "st
 _MOST_BYTES = 100_000_000
 """A larger table of slides is not read."""
 _NO_CHOICES = (
-    *("name", "run_dir", "resume", "debug", "allow_packages", "logger", "colour_map"),
+    *("name", "run_dir", "resume", "debug", "allow_packages", "logger", "colour_map", "data.splits"),
     *("data.num_workers", "data.extract_workers", "data.store_root", "task.panels", "task.views", "task.views_every"),
 )
 """Keys, or the begin of keys, without influence on figures."""

@@ -41,6 +41,14 @@ def compute_percentile_interval(drawn: NDArray[np.float64]) -> tuple[float, floa
     return float(low), float(high)
 
 
+def count_groups(groups: Sequence[Any] | NDArray[Any], *parts: NDArray[np.bool_]) -> int:
+    """Return the number of groups of the slides of a part, (N,) bool; of the part with the fewest if several are given.
+
+    A figure that only some slides decide, or that compares two kinds of slides, has an interval by these groups.
+    """
+    return min(len(np.unique(np.asarray(groups)[part])) for part in parts)
+
+
 def explain_no_interval(groups: int) -> str:
     """Return the reason why a figure of this number of groups has no interval, if that is too few."""
     if groups >= FEWEST_GROUPS:

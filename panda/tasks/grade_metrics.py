@@ -15,7 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from panda.tasks.bootstrap import compute_percentile_interval, resample_counts, resample_sums
+from panda.tasks.bootstrap import (
+    compute_percentile_interval,
+    count_groups,
+    explain_no_interval,
+    resample_counts,
+    resample_sums,
+)
 from panda.tasks.metrics import compute_roc_area
 
 AREAS = {"auroc_cancer": 1, "auroc_significant": 2}
@@ -71,15 +77,16 @@ def compute_grade_intervals(
     Draws in which a score is undefined are left out of its interval.
 
     Returns:
-        Low and high of qwk, accuracy, auroc_cancer and auroc_significant; both NaN with too few groups, or if
-        the score is undefined.
+        Low and high of qwk, accuracy, auroc_cancer and auroc_significant; both NaN with too few groups, for an
+        AUROC on either side, or if the score is undefined.
     """
     truth, scores = _check_inputs(y_true, prob)
     drawn = resample_sums(stack_confusions(truth, scores), groups, compute_agreement, seed=seed)
     found = dict(zip(("qwk", "accuracy"), map(compute_percentile_interval, drawn.T), strict=True))
     found |= dict.fromkeys(AREAS, (math.nan, math.nan))
     for name, side in _split_sides(truth, scores).items():
-        found[name] = compute_percentile_interval(resample_counts(groups, partial(compute_auroc, *side), seed=seed))
+        if not explain_no_interval(count_groups(groups, side[1], ~side[1])):
+            found[name] = compute_percentile_interval(resample_counts(groups, partial(compute_auroc, *side), seed=seed))
     return found
 
 
