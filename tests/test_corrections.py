@@ -167,7 +167,7 @@ def test_correction_refuses_all_faulty_files_and_writes_nothing(
         "it holds no annotation: ",
         "the map was made of plain.tiff of 1 bytes",
         f"{RESULT}: there is no such file: give regions that infer.py wrote",
-        "absent.geojson: is no file of annotations",
+        "absent.geojson: there is no such file; export",
         "two files are corrections of plain: give one",
     ):
         assert part in text

@@ -21,6 +21,7 @@ from panda.report.page_facts import keep_known, write_command
 from panda.report.run_folder import Picture, make_link, parse_number, read_picture, try_read
 from panda.report.slide_page import Card
 from panda.report.table import Cell, Head, Table, format_value, make_cell
+from panda.settings import format_override
 from panda.tables import read_output_table
 
 WORST_SHOWN = 8
@@ -243,7 +244,7 @@ def _describe(path: Path, audit: _Folder, steps: Sequence[str]) -> PageHead:
     if run is not None:
         deep = ["audit.deep=true"] if run.deep else []
         choices = run.choices or [f"data.root={run.data}"]
-        command = write_command("audit", [*choices, *deep])
+        command = f"{write_command('audit', [*choices, *deep])} {format_override(f'output={path}')}"
     return PageHead(
         "Audit of a data set",
         Path(summary.data).name,
@@ -274,7 +275,7 @@ def write_audit_page(folder: Path, steps: Sequence[str] = ()) -> Path:
     return write_page(
         path / "report.html",
         "audit.html",
-        head=_describe(path, audit, steps),
+        head=_describe(Path(folder), audit, steps),
         notes=notes,
         cards=_make_cards(summary) if summary else [],
         findings=_make_findings_table(summary) if summary else None,

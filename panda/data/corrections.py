@@ -147,6 +147,8 @@ def read_correction(
         PandaError: If a file is missing or faulty, the slide is another one, or a class is unknown. Without fields, a
             label map whose code 0 is not a label of no cancer is refused too.
     """
+    if not path.exists():
+        raise MaskError(f"{path}: there is no such file; export the corrected regions to it first")
     if not is_annotation_file(path) or not path.is_file():
         raise MaskError(f"{path}: is no file of annotations (.geojson, .json, .xml, .annotations)")
     made = MappedSlide.read(path.parent)

@@ -149,7 +149,7 @@ def choose_next(request: Request, output: Path) -> Path:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise PandaError(f"{output} exists and is not empty; it may hold corrections: give another --output")
     for folder in request.folders:
-        require_folder(folder)
+        require_folder(folder, "the output of infer.py")
     source = MapSource(request.folders, request.slides, _read_records(request.labels), request.near)
     fields, slides = rank_fields(request, source, reason)
     names = [f"field {number}" for number in range(1, len(fields) + 1)]

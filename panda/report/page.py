@@ -83,7 +83,7 @@ def write_page(
     return path
 
 
-def require_folder(path: Path) -> None:
-    """Refuse a path that is no folder."""
+def require_folder(path: Path, what: str = "the folder of a run, an inference or a sweep") -> None:
+    """Refuse a path that is no folder; `what` says what to give."""
     if not path.is_dir():
-        raise PandaError(f"{path} is not a folder: give the folder of a run, an inference or a sweep")
+        raise PandaError(f"{path} is not a folder: give {what}")

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="folder of runs (default: runs)")
     folder = parser.parse_args(arguments).folder
     try:
-        require_folder(folder)
+        require_folder(folder, "the folder that holds runs")
         if not (runs := find_runs(folder)):
             raise PandaError(f"{folder} has no training run in it: give the folder that holds them, such as runs/")
         if not runs[0].name:
