@@ -15,8 +15,10 @@ from panda.errors import ManifestError, PandaError
 from panda.report.compare import _name_runs, compare, compare_runs, main
 from panda.report.effects import ScoredJob, find_effects
 from panda.report.paired import compute_differences, compute_signed_rank_p
+from panda.tables import write_table
 from panda.tasks.grade_metrics import compare_grades
 from tests.summaries import fill_summary
+from tests.test_map_sweep import add_job
 from tests.test_report_pages import EVIL, check_page
 
 Rows = list[dict[str, Any]]
@@ -221,6 +223,30 @@ def test_compare_graders_reports_kappa(tmp_path: Path) -> None:
     assert float(area["a"]) == pytest.approx((wrong.cumsum() / np.arange(1, 61)).mean())
     ours = [cohen_kappa_score(labels, guess, weights="quadratic") for guess in guesses]
     assert [float(kappa[key]) for key in "ab"] == pytest.approx(ours)
+
+
+def make_evaluation(folder: Path, threshold: float, rows: Rows, seen: int) -> Path:
+    """Write the output of an inference whose slides have labels; the training used `seen` of them."""
+    output = add_job(folder, threshold, rows, dice=0.5, seen=seen)
+    write_table(output / "test_slides.csv", rows)
+    return output
+
+
+def test_compare_evaluations_of_trained_slides_judges_nothing(tmp_path: Path) -> None:
+    a = make_evaluation(tmp_path, 0.3, make_rows(), seen=0)
+    b = make_evaluation(tmp_path, 0.5, make_rows(shift=0.1), seen=19)
+    for pair in ((a, b), (b, a)):
+        found = compare_runs(*pair)
+        assert "is better on slides like these" not in found.verdict
+        assert (
+            "These slides do not show which of the two is better on new slides: "
+            "19 of 24 slides used in the training of threshold=0.5." in found.verdict
+        )
+        warning = "19 of 24 slides with labels were used in the training: these figures are too good"
+        assert f"<p>threshold=0.5: {warning}" in check_page(found.page)
+    write_table(b / "test_slides.csv", make_rows()[1:])
+    with pytest.raises(ManifestError, match=r"Evaluations: map the same slides with .*infer.* slides=… labels=…\. "):
+        compare(a, b)
 
 
 def change_row(rows: Rows, k: int, **values: Any) -> Rows:

@@ -25,7 +25,9 @@ from tests.test_report_pages import EVIL, check_page
 DATE = "2026-01-01T00:00:00Z"
 
 
-def add_job(output: Path, threshold: float, rows: list[dict[str, Any]], dice: float | None = None) -> Path:
+def add_job(
+    output: Path, threshold: float, rows: list[dict[str, Any]], dice: float | None = None, seen: int = 0
+) -> Path:
     """Write the folder of a job: the tables, and an evaluation if it has a Dice."""
     home = output / f"threshold={threshold:g}"
     home.mkdir(parents=True)
@@ -39,12 +41,14 @@ def add_job(output: Path, threshold: float, rows: list[dict[str, Any]], dice: fl
     write_table(home / "quantification.csv", rows)
     (home / "report.html").write_text("page")
     if dice is not None:
-        figures = fill(SegmentationSplitFigures, {"dice": dice, "slide_specificity": 0.2, "benign_slides": 10})
+        figures = fill(
+            SegmentationSplitFigures, {"dice": dice, "slides": len(rows), "slide_specificity": 0.2, "benign_slides": 10}
+        )
         evaluation = EvaluationSummary.model_validate(
             {
                 "schema": 4, "name": home.name, "created": DATE, "notes": [], "checkpoint": "best.ckpt",
                 "bootstrap": {"resamples": 2000, "seed": 0, "level": 0.95, "unit": "groups of slides"},
-                "grading_checkpoint": None, "labels": "labels", "threshold": threshold, "seen_in_training": 0,
+                "grading_checkpoint": None, "labels": "labels", "threshold": threshold, "seen_in_training": seen,
                 "threshold_choice": ThresholdChoice.from_user(threshold).model_dump(mode="json"),
                 "test": figures, "grades": None, "agreement": None, "against_training": [],
             }
@@ -65,7 +69,7 @@ def output(tmp_path: Path) -> Path:
     """Return two finished jobs of three slides, of which one hardly changes, and one that failed."""
     out = tmp_path / "out"
     add_job(out, 0.3, [make_row("still", 10, 1), make_row(EVIL, 60, 4), make_row("third", 30, 2)], dice=0.7)
-    add_job(out, 0.5, [make_row("still", 9, 1), make_row(EVIL, 20, 3), make_row("third", 25, 2)], dice=0.8)
+    add_job(out, 0.5, [make_row("still", 9, 1), make_row(EVIL, 20, 3), make_row("third", 25, 2)], dice=0.8, seen=2)
     write_table(out / "threshold=0.5" / "failures.csv", [{"slide_id": "bad", "stage": "open"}])
     (out / "threshold=0.7").mkdir()
     (out / "threshold=0.7" / "error.json").write_text(json.dumps({"state": "failed", "message": "DISK"}))
@@ -78,7 +82,8 @@ def test_main_writes_page_of_maps_over_thresholds(output: Path, capsys: pytest.C
     assert capsys.readouterr().out.splitlines() == [
         "3 jobs: 2 done, 1 failed",
         "threshold 0.3: median 30.0 % of the tissue, 10.00 mm² in all, Dice 0.700, 3 slides",
-        "threshold 0.5: median 20.0 % of the tissue, 5.40 mm² in all, Dice 0.800, 3 slides",
+        "threshold 0.5: median 20.0 % of the tissue, 5.40 mm² in all, Dice 0.800, 3 slides, "
+        "2 of 3 slides used in the training",
         "threshold 0.7: failed",
         f"sweep: {output / 'sweep.html'}",
     ]
@@ -92,6 +97,8 @@ def test_main_writes_page_of_maps_over_thresholds(output: Path, capsys: pytest.C
         "0.3/report.html",
     ):
         assert said in text
+    assert text.count(">2 of 3 slides used in the training, 8 of 10 false alarms<") == 1, "of one job of the two"
+    assert '<div class="alarm" role="alert"><p>2 of 3 slides with labels were used in the training: these' in text
     assert "Choosing a setting by them makes these slides validation slides" in text
     table = text[text.rindex(">Slides</h2>") :]
     assert table.index(">40.0<") < table.index(">third<") < table.index(">still<"), "the largest spread is first"

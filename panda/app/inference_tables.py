@@ -24,7 +24,7 @@ from panda.report.headline import format_headline
 from panda.report.inference_page import write_inference_page
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
 from panda.report.slide_page import PAGE
-from panda.report.trivial_answers import list_alarms
+from panda.report.trivial_answers import list_summary_alarms
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class InferenceTables(SlideTables[SlideResult]):
         evaluation = write_evaluation(self.folder, summary, self.made_with)
         if evaluation is not None:
             log.info("%s", format_headline(evaluation))
-            for alarm in list_alarms(evaluation.test):
+            for alarm in list_summary_alarms(evaluation):
                 log.warning("%s", alarm.text)
 
     def write_page(self) -> Path:

@@ -27,7 +27,7 @@ from panda.report.run_facts import describe_comparison
 from panda.report.run_folder import Picture, make_address, parse_number, read_picture
 from panda.report.table import UNITS, Cell, Head, Table, find_format, format_value, make_cell, name_figure
 from panda.report.tested_run import check_comparable, find_slide_folder, read_choices, read_tested
-from panda.report.trivial_answers import list_alarms
+from panda.report.trivial_answers import find_seen_slides, list_summary_alarms
 from panda.report.verdict import write_verdict
 from panda.tables import write_table
 from panda.tasks.bootstrap import FEWEST_GROUPS
@@ -78,18 +78,15 @@ def compare_runs(a: Path, b: Path, output: Path | None = None) -> Comparison:
     write_table(output / "compare.csv", [_make_figure_row(difference) for difference in found])
     slides = _make_slide_rows(pairs, groups, scoring)
     write_table(output / "compare_slides.csv", slides)
-    verdict = write_verdict(found, names, scoring)
+    sides = list(zip(names, summaries, strict=True))
+    seen = [f"{alarm.kind} of {name}" for name, summary in sides for alarm in find_seen_slides(summary)]
+    verdict = write_verdict(found, names, scoring, seen)
     page = write_page(
         output / "compare.html",
         "compare.html",
         head=describe_comparison(names, (a, b), summaries, len(pairs), len(set(groups))),
         notes=_list_notes(pairs, agreed),
-        alarms=[
-            f"{name}: {alarm.text}"
-            for name, summary in zip(names, summaries, strict=True)
-            if summary.test is not None
-            for alarm in list_alarms(summary.test)
-        ],
+        alarms=[f"{name}: {alarm.text}" for name, summary in sides for alarm in list_summary_alarms(summary)],
         lead=verdict,
         choices=_tabulate_choices([read_choices(*side) for side in zip((a, b), summaries, strict=True)], names),
         figures=_tabulate_figures(found, names),

@@ -16,7 +16,7 @@ from panda.report.interpretation import (
 )
 from panda.report.run_summary import AreaAgreement, EvaluationSummary, TrainingComparison, read_json_summary
 from panda.report.table import Cell, Head, Table, find_format, format_value, make_cell, name_figure
-from panda.report.trivial_answers import list_alarms
+from panda.report.trivial_answers import list_alarms, list_summary_alarms
 
 
 def lay_out_evaluation(output: Path) -> dict[str, Any] | None:
@@ -25,10 +25,7 @@ def lay_out_evaluation(output: Path) -> dict[str, Any] | None:
     if not isinstance(summary, EvaluationSummary):
         return None
     test = summary.test
-    alarms = [alarm.text for alarm in list_alarms(test)]
-    if seen := summary.seen_in_training:
-        which = f"{seen} of {test.slides + test.contradicting_slides} slides with labels were used in the training"
-        alarms.insert(0, f"{which}: these figures are too good, and say nothing certain about new slides.")
+    alarms = [alarm.text for alarm in list_summary_alarms(summary)]
     alarms += [f"Grades: {alarm.text}" for alarm in list_alarms(summary.grades)] if summary.grades else []
     text = explain_segmentation(test)
     meaning = [text[:1].upper() + text[1:], *explain_outside(test.numbers)]

@@ -23,7 +23,7 @@ from panda.report.run_facts import write_sweep_command
 from panda.report.run_folder import parse_number
 from panda.report.sweep_jobs import label_job, split_choices
 from panda.report.table import Cell, Head, Table, find_format, format_value, make_cell, name_figure
-from panda.report.trivial_answers import list_alarms
+from panda.report.trivial_answers import Alarm, find_seen_slides, list_summary_alarms
 from panda.tables import write_table
 
 _SHARE = "tumor_percent_of_tissue"
@@ -58,6 +58,7 @@ def write_map_sweep(output: Path, jobs: Sequence[MapJob]) -> Path:
             output / "sweep.html",
             "map_sweep.html",
             head=_describe_maps(output, jobs, len(slides), constant),
+            alarms=list(dict.fromkeys(alarm.text for one in jobs for alarm in _find_seen(one))),
             is_labelled=any(one.evaluation for one in jobs),
             charts=_draw_charts(jobs, varied),
             table=_make_job_table(jobs, varied),
@@ -85,8 +86,13 @@ def describe_maps(jobs: Sequence[MapJob]) -> list[str]:
             text += f", {format_value(sum(areas), 'mm2')} mm² in all"
         if one.evaluation and one.evaluation.test.dice is not None:
             text += f", Dice {format_value(one.evaluation.test.dice)}"
-        lines.append(f"{label_job(one.job, varied)}: {text}, {len(one.slides)} slides")
+        seen = "".join(f", {alarm.kind}" for alarm in _find_seen(one))
+        lines.append(f"{label_job(one.job, varied)}: {text}, {len(one.slides)} slides{seen}")
     return lines
+
+
+def _find_seen(one: MapJob) -> list[Alarm]:
+    return list(find_seen_slides(one.evaluation)) if one.evaluation else []
 
 
 def _make_job_row(one: MapJob, varied: Sequence[str]) -> dict[str, object]:
@@ -129,7 +135,7 @@ def _make_job_table(jobs: Sequence[MapJob], varied: Sequence[str]) -> Table:
             text = format_value(value, find_format(key))
             row.append(Cell(text, value, "no slide with such a label", style="num", under=ends))
         if figures:
-            alarms = list_alarms(test) if test else []
+            alarms = list_summary_alarms(one.evaluation) if one.evaluation else []
             kinds = ", ".join(dict.fromkeys(alarm.kind for alarm in alarms))
             row.append(Cell(kinds or " ", style="bad", why=" ".join(alarm.text for alarm in alarms)))
         row += [Cell(shorten_error(job.error) or " ", style="pre", why=job.error)] * failed

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
+from panda.choices import name_command
 from panda.errors import ManifestError
 from panda.inference.slide_score import CALLED_PERCENT, CLASS_PIXELS
 from panda.report.run_folder import parse_number
@@ -20,12 +21,7 @@ from panda.tables import read_output_table
 from panda.tasks.bootstrap import average_known, bootstrap_interval
 from panda.tasks.grade_calibration import compute_aurc, measure_grade_reliability
 from panda.tasks.grade_metrics import compare_grades
-from panda.tasks.target_metrics import (
-    Statistics,
-    compute_concordance,
-    list_class_statistics,
-    list_number_statistics,
-)
+from panda.tasks.target_metrics import Statistics, compute_concordance, list_class_statistics, list_number_statistics
 
 _LEAST_GROUPS = 3
 """Fewest groups of a signed-rank test."""
@@ -268,8 +264,9 @@ def pair_rows(names: tuple[str, str], tables: tuple[Sequence[Row], Sequence[Row]
         shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         raise ManifestError(
             f"the slides differ: {len(set(a) - set(b))} only in {names[0]}, {len(set(b) - set(a))} only in "
-            f"{names[1]} ({shown}): train both with data.splits=…/splits.csv of one run. "
-            "The slides that a run skipped are in its failures.csv"
+            f"{names[1]} ({shown}). Trainings: give data.splits=…/splits.csv of one run. "
+            f"Evaluations: map the same slides with {name_command('infer')} slides=… labels=…. "
+            "Slides that a run skipped are in its failures.csv"
         )
     pairs = [(a[slide_id], b[slide_id]) for slide_id in sorted(a)]
     for one, other in pairs:

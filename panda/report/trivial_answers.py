@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from panda.inference.grading_metrics import GradingFigures
 from panda.inference.slide_score import CALLED_PERCENT
+from panda.report.run_summary import EvaluationSummary, RunSummary
 from panda.report.table import UNITS, find_format, format_value, name_figure
 from panda.tasks.figures import Figures
 
@@ -77,6 +78,22 @@ _OF_COUNTS: Mapping[str, Callable[[list[int]], float]] = {
     "balanced_accuracy": lambda given: 1 / sum(count > 0 for count in given),
 }
 """Figures of the answer that is always the commonest class, from the number of slides of each given class."""
+
+
+def list_summary_alarms(summary: RunSummary | EvaluationSummary) -> list[Alarm]:
+    """Say what must not be overlooked in the figures of test slides, or of slides that `infer.py labels=…` scored."""
+    return [*find_seen_slides(summary), *(list_alarms(summary.test) if summary.test else [])]
+
+
+def find_seen_slides(summary: RunSummary | EvaluationSummary) -> Iterator[Alarm]:
+    """Say how many slides of an evaluation were used in the training, if any."""
+    if isinstance(summary, EvaluationSummary) and (seen := summary.seen_in_training):
+        slides = summary.test.slides + summary.test.contradicting_slides
+        yield Alarm(
+            f"{seen} of {slides} slides used in the training",
+            f"{seen} of {slides} slides with labels were used in the training: these figures are too good, and say "
+            "nothing certain about new slides.",
+        )
 
 
 def list_alarms(scores: Figures) -> list[Alarm]:

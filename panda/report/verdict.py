@@ -12,14 +12,16 @@ from panda.tasks.bootstrap import explain_no_interval
 
 FEW_GROUPS = 6
 """With fewer groups a signed-rank test cannot reach p < 0.05, and a bootstrap interval is too narrow."""
+_UNFAIR = "These slides do not show which of the two is better on new slides"
 
 
-def write_verdict(found: Sequence[Difference], names: tuple[str, str], scoring: str) -> str:
+def write_verdict(found: Sequence[Difference], names: tuple[str, str], scoring: str, seen: Sequence[str] = ()) -> str:
     """Write which run is better, in sentences; empty if the runs have no figure.
 
     The figure is the most important one of `HEADLINES` that is defined on these slides, as in the ranking of a sweep.
     The next one is given beside it: the mean Dice of slides does not see false alarms on benign ones, the pooled one
-    follows the slides with most cancer.
+    follows the slides with most cancer. `seen` says how many slides were used in the training of a run: they do not
+    show which one is better on new slides.
     """
     whole = {difference.figure: difference for difference in found if difference.provider == "all"}
     known = [whole[key] for key in HEADLINES[scoring] if key in whole]
@@ -27,7 +29,8 @@ def write_verdict(found: Sequence[Difference], names: tuple[str, str], scoring: 
     if not defined:
         return f"{name_figure(known[0].figure)} is undefined on these slides." if known else ""
     beside = [f"{_write_difference(other)}." for other in defined[1:2]]
-    return " ".join([f"{_write_difference(defined[0], names)}{_judge(defined[0], names)}", *beside])
+    judged = f". {_UNFAIR}: {', '.join(seen)}." if seen else _judge(defined[0], names)
+    return " ".join([f"{_write_difference(defined[0], names)}{judged}", *beside])
 
 
 def _write_difference(found: Difference, names: tuple[str, str] | None = None) -> str:
