@@ -844,6 +844,11 @@ def test_infer_labels_are_evaluated_as_a_test_of_training(
         run("*.tiff", labels[1])
 
 
+def read_scored_files(folder: Path) -> dict[str, bytes]:
+    patterns = ("score.npz", "errors.json", "missed_*", "false_alarm_*")
+    return {path.name: path.read_bytes() for pattern in patterns for path in folder.glob(pattern)}
+
+
 def test_infer_labels_over_shards_are_evaluated_alike(tmp_path: Path, slides: Path, run: Infer) -> None:
     labels, parts = label_slides(tmp_path), tmp_path / "parts"
     run("*.tiff", *labels)
@@ -874,11 +879,15 @@ def test_infer_labels_over_shards_are_evaluated_alike(tmp_path: Path, slides: Pa
     draw(slides / "d.tiff")
     run("d.tiff", "threshold=0.42")
     assert (whole / "summary.json").read_bytes() == before, "it is still true of its slides"
+    scored = {name: read_scored_files(whole / name) for name in "ab"}
+    assert {"score.npz", "errors.json", "missed_1.jpg", "false_alarm_1.jpg"} <= scored["a"].keys()
     run("[ab].tiff", "threshold=0.42")
-    assert not (whole / "summary.json").exists(), "two slides have no score now"
+    assert (whole / "summary.json").read_bytes() == before
+    assert {name: read_scored_files(whole / name) for name in "ab"} == scored
+    run("a.tiff", "threshold=0.42", "colour_map=viridis")
+    assert not (whole / "summary.json").exists(), "one slide has no score now"
     assert not (whole / "errors.csv").exists()
-    names = {path.name for path in (whole / "a").iterdir()}
-    assert not {"score.npz", "errors.json", "missed_1.jpg", "false_alarm_1.jpg"} & names
+    assert {name: read_scored_files(whole / name) for name in "ab"} == {"a": {}, "b": scored["b"]}
     (kept,) = (whole / KEPT_TABLES).glob("summary_*.json")
     assert kept.read_bytes() == before
 

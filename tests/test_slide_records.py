@@ -99,6 +99,17 @@ def test_records_other_key_or_unknown_key_is_not_finished(tmp_path: Path) -> Non
     assert find_finished(tmp_path, "b", key="") == set()
 
 
+def test_records_any_end_of_key_is_finished_if_asked(tmp_path: Path) -> None:
+    for slide_id, key in (("a", "k/1"), ("b", "k"), ("c", "x/k")):
+        write_slide(tmp_path, slide_id)
+        record(tmp_path, slide_id, key=key)
+    records = open_records(tmp_path)
+    records.read()
+    keys = dict.fromkeys("abc", "k")
+    assert records.find_finished(keys, "x") == {"b"}
+    assert records.find_finished(keys, "x", any_end=True) == {"a", "b"}
+
+
 def test_records_failure_ends_with_new_files(tmp_path: Path) -> None:
     write_slide(tmp_path, "a")
     record(tmp_path, "a")

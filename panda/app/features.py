@@ -87,7 +87,7 @@ def _divide(config: FeaturesConfig, tables: FeatureTables) -> tuple[list[Path], 
     Features are not in the records if an older version made them, or the slide failed since.
     """
     known = {"made_with": tables.made_with, "mpp_override": config.mpp_override}
-    finished = tables.find_finished(hash_slides(config.own_slides, lambda _: known))
+    finished = tables.find_finished(hash_slides(config.own_slides, known))
     recorded, left = list[Path](), list[Path]()
     for path in config.own_slides:
         if path.stem not in finished:

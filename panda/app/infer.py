@@ -79,7 +79,7 @@ def _map_slides(config: InferenceConfig, started: float) -> None:
             return tables.write_run((path.stem for path in paths), summary, command)
 
         write_run()
-        finished = tables.find_finished(find_keys(config, tables.made_with))
+        finished = _find_finished(config, tables)
         left = [path for path in own_slides if path.stem not in finished]
         if finished:
             log.info("%d of them are finished already", len(finished))
@@ -99,13 +99,18 @@ def _log_slides(config: InferenceConfig) -> None:
         log.info("labels: %d of %d slides have a mask", len(config.labelled), len(config.slide_list.paths))
 
 
+def _find_finished(config: InferenceConfig, tables: InferenceTables) -> set[str]:
+    """Return the slides that are finished; a run without labels leaves scored slides as they are."""
+    return tables.find_finished(find_keys(config, tables.made_with), any_label=config.labels is None)
+
+
 def _end_finished_run(config: InferenceConfig, command: str, started: float) -> bool:
     """End a run without workers if the same command was run before and all slides are finished; return whether."""
     folder, part, slides = Path(config.run_dir), config.own_shard, config.own_slides
     if (before := InferenceTables.find_last_run(folder, command)) is None:
         return False
     tables = InferenceTables(folder, before.made_with, is_shard=part is not None)
-    finished = tables.find_finished(find_keys(config, tables.made_with))
+    finished = _find_finished(config, tables)
     if any(path.stem not in finished for path in slides):
         return False
     _log_slides(config)

@@ -21,19 +21,26 @@ def fingerprint_command(config: InferenceConfig) -> str:
     return fingerprint({"keys": keys, "networks": networks, "code": digest_code()})
 
 
-def hash_slides(paths: Iterable[Path], describe: Callable[[Path], Mapping[str, Any]]) -> dict[str, str]:
+def hash_slides(
+    paths: Iterable[Path],
+    known: Mapping[str, Any],
+    describe_label: Callable[[Path], Mapping[str, Any] | None] = lambda _: None,
+) -> dict[str, str]:
     """Return a hash of everything that determines the files of a slide, by slide; empty if a file is missing.
 
-    Slides are not opened. A slide counts by name, size and time of change.
+    The hash of a label, if there is one, follows that of the rest. Slides are not opened. A slide counts by name, size
+    and time of change.
 
     Args:
         paths: The slides.
-        describe: Returns everything but the file of the slide.
+        known: Everything but the file of the slide and its label.
+        describe_label: Returns what determines the label of a slide; None without one.
     """
 
     def find_key(path: Path) -> str:
         try:
-            return fingerprint({"slide": identity(path), **describe(path)})
+            key, label = fingerprint({"slide": identity(path), **known}), describe_label(path)
+            return f"{key}/{fingerprint(label)}" if label else key
         except (OSError, UnicodeEncodeError):
             return ""  # it fails when it is opened
 
@@ -54,13 +61,13 @@ def find_keys(config: InferenceConfig, made_with: str) -> dict[str, str]:
         | {"colour_map": config.colour_map, "geojson": config.geojson}
     )
 
-    def describe(path: Path) -> dict[str, Any]:
-        record = config.labelled.get(path.stem)
-        label = record and {
+    def describe_label(path: Path) -> dict[str, Any] | None:
+        if (record := config.labelled.get(path.stem)) is None:
+            return None
+        return {
             "mask": record.mask_path and identity(record.mask_path),
             "files": (SCORE_FILE, ERRORS_FILE),
             **{key: getattr(record, key) for key in ("slide_id", "provider", "isup_grade")},
         }
-        return {"settings": settings, "label": label}
 
-    return hash_slides(config.own_slides, describe)
+    return hash_slides(config.own_slides, {"settings": settings}, describe_label)

@@ -155,15 +155,16 @@ class SlideTables(ABC, Generic[Result_contra]):
         """Columns of a table of failures of an older version beside the usual ones, with the values that count."""
         return {"made_with": self.made_with[:12]}
 
-    def find_finished(self, keys: Mapping[str, str]) -> set[str]:
+    def find_finished(self, keys: Mapping[str, str], *, any_label: bool = False) -> set[str]:
         """Return the slides that are finished, before any of them is opened.
 
         Args:
             keys: What `panda.app.slide_keys` finds.
+            any_label: Whether slides that were scored against labels are finished without them too.
         """
         self._keys = keys
         self._records.read()
-        return self._records.find_finished(keys, self.made_with)
+        return self._records.find_finished(keys, self.made_with, any_end=any_label)
 
     def add(self, result: Result_contra, failure: Failure | None = None) -> None:
         """Add a slide that is done, and the failure of its last step if there is one."""

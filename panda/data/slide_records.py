@@ -221,7 +221,7 @@ class SlideRecords:
         values = (outcome.slide_id, outcome.made_with, outcome.state, outcome.key, outcome.failure is not None, line)
         self._index.execute("INSERT INTO line VALUES (?, ?, ?, ?, ?, ?)", values)
 
-    def find_finished(self, keys: Mapping[str, str], made_with: str) -> set[str]:
+    def find_finished(self, keys: Mapping[str, str], made_with: str, *, any_end: bool = False) -> set[str]:
         """Return which slides are finished; their files are not opened.
 
         A slide is finished if its last files are complete and unchanged, were made from the same key, and no step
@@ -230,13 +230,15 @@ class SlideRecords:
         Args:
             keys: Slide id to the hash of everything that determines its files; empty if it is not known.
             made_with: Fingerprint of the settings.
+            any_end: Whether a key that only begins with the given one counts as the same.
         """
+        made_from = "slide_id = ? AND key GLOB ? AND NOT failed"  # keys have no character that is special in a glob
         states = {
             slide_id: found
             for slide_id, key in keys.items()
             if key
             and slide_id == make_text(slide_id)
-            and (found := self._list_states("slide_id = ? AND key = ? AND NOT failed", slide_id, key))
+            and (found := self._list_states(made_from, slide_id, f"{key}*" if any_end else key))
         }
         now = self._find_states(states)
         failed = "slide_id = ? AND made_with = ? AND failed"
