@@ -170,6 +170,7 @@ def test_edited_quantification_is_refused_or_same(output: Path) -> None:
         "tissue_mm2",
         "settings",
         "px_at_threshold",
+        "canvas",
     )
     refused = check_edits(output / "a" / "quantification.json", lambda path: SlideResult.read(path.parent), free)
     assert refused > 300

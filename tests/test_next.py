@@ -149,6 +149,22 @@ def test_next_fields_have_planted_difference_first(
             assert (again.parent / path.relative_to(output)).read_bytes() == path.read_bytes()
 
 
+def test_next_reads_jobs_that_share_a_map(slides: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = [tmp_path / "out" / f"threshold={t}" for t in (0.5, 0.7)]
+    for job, threshold in zip(jobs, (0.5, 0.7), strict=True):
+        write_map(slides, job / "a", (100, 50, 140, 90, 0.6), canvas="f", threshold=threshold)
+    shutil.rmtree(jobs[0] / "a" / "canvas.zarr")
+    (tmp_path / "out" / "a").mkdir()
+    (jobs[1] / "a" / "canvas.zarr").rename(tmp_path / "out" / "a" / "canvas.zarr")
+    choose_next(Request(tuple(jobs), slides, side_um=100, count=1), tmp_path / "next")
+    (row,) = read_rows(tmp_path / "next" / "fields.csv")
+    assert float(row["disagreement_mm2"]) == pytest.approx(1600 * 4e-6)
+    result = json.loads((jobs[1] / "a" / "quantification.json").read_text()) | {"canvas": "g"}
+    (jobs[1] / "a" / "quantification.json").write_text(json.dumps(result))
+    assert main([*map(str, jobs), "--slides", str(slides), "--output", str(tmp_path / "none")]) == 1
+    assert "canvas.zarr: the map is not the one of the result in " in capsys.readouterr().err
+
+
 def test_next_fields_of_three_maps_have_mean_over_pairs(slides: Path, folds: tuple[Path, Path], tmp_path: Path) -> None:
     third = write_map(slides, tmp_path / "fold2" / "b", (20, 20, 60, 120, 0.9))
     folders = []

@@ -27,6 +27,7 @@ from panda.errors import PandaError
 from panda.inference.canvas import Canvas
 from panda.view.command import main
 from panda.view.open_slides import OpenSlides
+from panda.view.opened_slide import OpenedSlide
 from panda.view.server import HOST, ViewServer
 from panda.view.slide_list import find_slides
 from panda.view.tiles import SIDE, list_slide_levels
@@ -66,13 +67,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def out(root: Path) -> Path:
-    checkpoint = segmentation_checkpoint(root / "best.ckpt")
-    given = [f"checkpoint={checkpoint}", f"slides={root / 'train_images'}", f"labels={root}", f"output={root / 'out'}"]
-    given += [f"run_dir={root / 'out'}", "engine.device=cpu", "engine.post_workers=0", "threshold=0.45"]
+    segmentation_checkpoint(root / "best.ckpt")
+    return map_slides(root, root / "out", root / "out", f"slides={root / 'train_images'}", f"labels={root}")
+
+
+def map_slides(root: Path, output: Path, job: Path, *overrides: str) -> Path:
+    given = [f"checkpoint={root / 'best.ckpt'}", f"output={output}", f"run_dir={job}", "engine.device=cpu"]
+    given += ["engine.post_workers=0", "threshold=0.45", *overrides]
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         infer(compose("infer", overrides=given))
-    return root / "out"
+    return job
 
 
 @contextmanager
@@ -154,6 +159,18 @@ def test_map_tiles_have_values_of_canvas_on_tissue(server: ViewServer, out: Path
     np.testing.assert_array_equal(planes[..., 0], np.rint(canvas.read(0, 0, width, height) * 255))
     over = (planes[..., 0][scored] / 255 >= 0.45).sum()
     assert view["counts"][448] >= over >= view["counts"][452], "8 bits move the threshold by 1/510 at most"
+
+
+def test_map_that_another_job_replaced_is_refused(out: Path, root: Path, tmp_path: Path) -> None:
+    given = f"slides={root / 'train_images' / 'a.tiff'}"
+    jobs = [map_slides(root, tmp_path, tmp_path / f"job-{tta}", given, f"engine.tta={tta}") for tta in ("none", "flip")]
+    replaced, last = (OpenedSlide(*find_slides(job).slides, None, None) for job in jobs)
+    assert replaced.canvas is None
+    assert "the map is not the one of the result in" in replaced.faults[0]
+    assert last.canvas is not None
+    assert not last.faults
+    for opened in (replaced, last):
+        opened.close()
 
 
 def test_label_tiles_have_codes_of_label_at_their_place(server: ViewServer, root: Path) -> None:

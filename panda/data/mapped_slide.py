@@ -44,6 +44,7 @@ class MappedSlide(BaseModel, frozen=True):
         tumor_px: Tumour in px of the map.
         made_with: What made the map.
         grade: The grade, None without one.
+        canvas: Fingerprint of the map, None in older results.
     """
 
     file: FileIdentity
@@ -52,6 +53,7 @@ class MappedSlide(BaseModel, frozen=True):
     tumor_px: float
     made_with: MapOrigin
     grade: StoredGrade | None = None
+    canvas: str | None = None
 
     @classmethod
     def read(cls, folder: Path, remedy: str = _REMEDY) -> Self:

@@ -12,14 +12,13 @@ from panda.data.manifest import SlideRecord
 from panda.data.mapped_slide import RESULT, MappedSlide
 from panda.errors import ManifestError
 from panda.files import find_paths
-from panda.inference.canvas_store import Canvas
 from panda.inference.field_scores import FIGURES, Areas, Reason, SlideMaps
+from panda.inference.slide_canvas import open_result_canvas
 from panda.wsi.geometry import Resolution
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
 
-CANVAS = "canvas.zarr"
 _REMEDY = "give folders that infer.py wrote"
 
 
@@ -70,15 +69,13 @@ def find_slides(folders: Sequence[Path]) -> list[str]:
     """Return the names of the slides, which all folders have.
 
     Raises:
-        ManifestError: If a folder has no mapped slide, or another one than the first has, or a map is missing.
+        ManifestError: If a folder has no mapped slide, or another one than the first has.
     """
     found, faults = [], list[str]()
     for folder in folders:
         found.append({path.parent.name for path in find_paths(f"{glob.escape(str(folder))}/*/{RESULT}")})
         if not found[-1]:
             faults.append(f"{folder} has no {RESULT} in any sub-folder: {_REMEDY}")
-        missing = sorted(name for name in found[-1] if not (folder / name / CANVAS).is_dir())
-        faults += [f"{folder / name / CANVAS}: there is no such map; run the slide again" for name in missing]
         for one, other, names in (
             (folders[0], folder, found[0] - found[-1]),
             (folder, folders[0], found[-1] - found[0]),
@@ -100,7 +97,7 @@ def open_maps(source: MapSource, slide_id: str) -> Iterator[OpenedSlide]:
     """
     folders = [folder / slide_id for folder in source.folders]
     mapped = [MappedSlide.read(folder, _REMEDY) for folder in folders]
-    canvases = [Canvas.open(folder / CANVAS) for folder in folders]
+    canvases = [open_result_canvas(folder, own.canvas) for folder, own in zip(folders, mapped, strict=True)]
     for folder, own, canvas in zip(folders, mapped, canvases, strict=True):
         for what, is_, first in (
             ("file", *(f"{of.file.name} of {of.file.bytes} bytes" for of in (own, mapped[0]))),

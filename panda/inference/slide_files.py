@@ -106,7 +106,7 @@ class SlideFiles:
                 self._write_score()
                 self._write_errors(canvas)
                 heatmap.result()
-            result = self._make_result(found, canvas.resolution, view)
+            result = self._make_result(found, canvas, view)
             result.write(self.folder)
         return result
 
@@ -164,8 +164,8 @@ class SlideFiles:
         painter = ErrorPainter(self.slide, canvas, label, self.tissue, self.threshold, ignore_background=ignore)
         write_errors(self.folder, found, errors, painter)
 
-    def _make_result(self, found: Quantification, resolution: Resolution, view: Resolution) -> SlideResult:
-        slide = self.slide
+    def _make_result(self, found: Quantification, canvas: Canvas, view: Resolution) -> SlideResult:
+        slide, resolution = self.slide, canvas.resolution
         return SlideResult(
             **{name: getattr(found, name) for name in Measurements.model_fields},
             slide_id=slide.slide_id,
@@ -187,4 +187,5 @@ class SlideFiles:
             rule_grade=self._grade_by_rule(found, resolution),
             against_label=self.against_label and self.against_label.add_difference(found.tumor_mm2),
             provenance=self.provenance,
+            canvas=canvas.fingerprint,
         )

@@ -220,6 +220,7 @@ class SlideResult(SlideFacts, Measurements, frozen=True, validate_by_name=True, 
         rule_grade: The grade by the areas of its patterns, None with one class of cancer.
         against_label: Metrics against the label mask, None if the slide has none.
         provenance: What made the result; `made_with` in the file.
+        canvas: Fingerprint of the probability map, which another job can replace; None in older results.
     """
 
     file: FileIdentity
@@ -232,6 +233,7 @@ class SlideResult(SlideFacts, Measurements, frozen=True, validate_by_name=True, 
     rule_grade: RuleGrade | None = Field(default=None, exclude_if=lambda grade: grade is None)
     against_label: LabelMetrics | None
     provenance: Provenance = Field(validation_alias="made_with", serialization_alias="made_with")
+    canvas: Digest | None = None
 
     @model_validator(mode="after")
     def _check_agreement(self) -> Self:

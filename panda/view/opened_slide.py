@@ -15,6 +15,7 @@ from panda.data.manifest import SlideRecord
 from panda.errors import MaskError, PandaError, SlideError
 from panda.inference.canvas_store import Canvas
 from panda.inference.class_colours import PATTERN_COLOURS
+from panda.inference.slide_canvas import open_result_canvas
 from panda.inference.slide_images import reduce_resolution
 from panda.inference.slide_result import RESULT_FILE, SlideFacts, SlideResult, read_slide_facts
 from panda.report.run_folder import try_read
@@ -107,9 +108,8 @@ class OpenedSlide:
 
     def _open_canvas(self) -> Canvas:
         assert self.folder is not None
-        own = self.folder / "canvas.zarr"
-        shared = self.folder.parent.parent / self.folder.name / "canvas.zarr"  # of the jobs of a multirun
-        return Canvas.open(shared if shared.exists() and not own.exists() else own)
+        assert self.result is not None
+        return open_result_canvas(self.folder, self.result.canvas)
 
     def _open_label(self, record: SlideRecord | None) -> LabelMask | None:
         known = self.facts.paths
