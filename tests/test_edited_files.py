@@ -171,6 +171,7 @@ def test_edited_quantification_is_refused_or_same(output: Path) -> None:
         "settings",
         "px_at_threshold",
         "canvas",
+        "label_maps",
     )
     refused = check_edits(output / "a" / "quantification.json", lambda path: SlideResult.read(path.parent), free)
     assert refused > 300

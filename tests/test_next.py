@@ -206,6 +206,19 @@ def test_next_fields_by_errors_count_missed_and_false_alarms(
     assert [row["missed_mm2"] == "" for row in read_rows(tmp_path / "next" / "slides.csv")] == [False, True]
 
 
+def test_next_reads_labels_by_the_map_of_the_checkpoint(slides: Path, tmp_path: Path) -> None:
+    own = {"names": {0: "glass", 7: "benign", 9: "tumour"}, "cancer": [9], "unlabelled": [0]}
+    folder = write_map(slides, tmp_path / "out" / "a", label_maps={"mylab": own})
+    codes = np.full((HEIGHT, WIDTH), 7, np.uint8)
+    codes[20:30, 150:170] = 9
+    tifffile.imwrite(tmp_path / "mask.tiff", codes, tile=(256, 256))
+    (tmp_path / "labels.csv").write_text(f"path,mask\n{slides / 'a.tiff'},mask.tiff\n")
+    choose_next(Request((folder,), slides, labels=tmp_path / "labels.csv", side_um=100), tmp_path / "next")
+    (row,) = read_rows(tmp_path / "next" / "fields.csv")
+    assert row["reason"] == "errors"
+    assert float(row["missed_mm2"]) == pytest.approx(200 * 4e-6)
+
+
 def test_corrected_field_becomes_mask_of_its_px(
     slides: Path, folds: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

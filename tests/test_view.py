@@ -67,13 +67,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def out(root: Path) -> Path:
-    segmentation_checkpoint(root / "best.ckpt")
-    return map_slides(root, root / "out", root / "out", f"slides={root / 'train_images'}", f"labels={root}")
+    checkpoint = segmentation_checkpoint(root / "best.ckpt")
+    return map_slides(checkpoint, root / "out", root / "out", f"slides={root / 'train_images'}", f"labels={root}")
 
 
-def map_slides(root: Path, output: Path, job: Path, *overrides: str) -> Path:
-    given = [f"checkpoint={root / 'best.ckpt'}", f"output={output}", f"run_dir={job}", "engine.device=cpu"]
-    given += ["engine.post_workers=0", "threshold=0.45", *overrides]
+def map_slides(checkpoint: Path, output: Path, job: Path, *overrides: str) -> Path:
+    given = [f"output={output}", f"run_dir={job}", "engine.device=cpu", "engine.post_workers=0", "threshold=0.45"]
+    given += [f"checkpoint={checkpoint}", *overrides]
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         infer(compose("infer", overrides=given))
@@ -163,13 +163,31 @@ def test_map_tiles_have_values_of_canvas_on_tissue(server: ViewServer, out: Path
 
 def test_map_that_another_job_replaced_is_refused(out: Path, root: Path, tmp_path: Path) -> None:
     given = f"slides={root / 'train_images' / 'a.tiff'}"
-    jobs = [map_slides(root, tmp_path, tmp_path / f"job-{tta}", given, f"engine.tta={tta}") for tta in ("none", "flip")]
-    replaced, last = (OpenedSlide(*find_slides(job).slides, None, None) for job in jobs)
+    best, modes = root / "best.ckpt", ("none", "flip")
+    jobs = [map_slides(best, tmp_path, tmp_path / f"job-{tta}", given, f"engine.tta={tta}") for tta in modes]
+    replaced, last = (OpenedSlide(find_slides(job).slides[0], None, None) for job in jobs)
     assert replaced.canvas is None
     assert "the map is not the one of the result in" in replaced.faults[0]
     assert last.canvas is not None
     assert not last.faults
     for opened in (replaced, last):
+        opened.close()
+
+
+def test_label_has_the_codes_of_its_checkpoint(root: Path, tmp_path: Path) -> None:
+    own = {"names": {0: "glass", 1: "benign", 4: "tumour"}, "cancer": [4], "unlabelled": [0]}
+    checkpoint = segmentation_checkpoint(tmp_path / "own.ckpt", label_maps={"mylab": own})
+    image, mask = root / "train_images" / "a.tiff", root / "train_label_masks" / "a_mask.tiff"
+    table = tmp_path / "labels.csv"
+    table.write_text(f"path,mask\n{image},{mask}\n")
+    out = tmp_path / "out"
+    map_slides(checkpoint, out, out, f"slides={image}", f"labels={table}")
+    for labels in (None, table):
+        listed = find_slides(out, labels)
+        opened = OpenedSlide(listed.slides[0], None, listed.labels.get("a"))
+        assert not opened.faults
+        assert opened.label is not None
+        assert (opened.label.provider, opened.codes) == ("mylab", (4,))
         opened.close()
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from panda.data.manifest import SlideRecord, read_manifest
+from panda.data.manifest import SlideRecord, read_labels
 from panda.data.slide_files import SLIDE_SUFFIXES, sort_slide_files
 from panda.data.slide_rows import ID_COLUMNS, TABLE, find_id_column
 from panda.errors import ConfigError, ManifestError
@@ -128,15 +128,13 @@ def find_labelled_slides(
 ) -> dict[str, SlideRecord]:
     """Return the slides that have labels in a folder in PANDA's layout or in a table, by the name of their file.
 
-    A row is that of a slide if it names the same file, or else if its id is the slide's name. The checkpoint may know
-    providers that `conf/label_maps` does not have. If it knows one, this is the provider of rows without one.
+    A row is that of a slide if it names the same file, or else if its id is the slide's name. See `read_labels`
+    for the providers.
     """
     if source is None:
         return {}
     check_labels_source(source)
-    label_maps = checkpoint.metadata.label_maps
-    labels = next(iter(label_maps)) if len(label_maps) == 1 else None
-    records = read_manifest(source, labels=labels, label_maps=label_maps)
+    records = read_labels(source, checkpoint.metadata.label_maps)
     by_id = {record.slide_id: record for record in records}
     by_file = {record.image_path.resolve(): record for record in records}
     found = {path.stem: by_file.get(path.resolve()) or by_id.get(path.stem) for path in paths}

@@ -143,6 +143,7 @@ class SlideGrading:
             frame=describe_frame(slide.bounds),
             notes=(*list_slide_notes(slide, tissue), *self.grader.resolution.list_notes(slide)),
             grade=grade.record,
+            label_maps=label.label_maps if label else {},
         ).write(own)
         draw_attention_tiles(grade, own / "attention_tiles.png")
         write_slide_page(own)

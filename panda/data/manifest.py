@@ -120,6 +120,21 @@ def read_manifest(
     return records
 
 
+def read_labels(
+    source: Path | str, label_maps: Mapping[str, LabelMap], provider: str | None = None, *, needs_slides: bool = True
+) -> list[SlideRecord]:
+    """Read the table of labels of slides that a checkpoint mapped, see `read_manifest`.
+
+    Args:
+        source: A folder in PANDA's layout or a table.
+        label_maps: Label maps of the checkpoint. If there is one, it is that of rows without a provider.
+        provider: Another provider of these rows.
+        needs_slides: Whether a table must name the files of the slides.
+    """
+    only = next(iter(label_maps)) if len(label_maps) == 1 else None
+    return read_manifest(source, labels=provider or only, label_maps=label_maps, needs_slides=needs_slides)
+
+
 def read_groups(path: Path | str, key: str = "data.groups") -> tuple[dict[str, str], GroupKind]:
     """Read the patient (or other group) of each slide from a CSV with `slide_id` and `patient` (or `group`).
 

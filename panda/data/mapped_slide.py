@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -11,6 +12,7 @@ from panda.data.slide_entry import FileIdentity
 from panda.errors import ManifestError
 from panda.files import walk
 from panda.stored import PathText, Share, read_model
+from panda.wsi.label_maps import LabelMap
 from panda.wsi.mpp import SlideMpp
 from panda.wsi.readers import ReaderName
 from panda.wsi.slide import Slide, SlideOptions
@@ -45,6 +47,7 @@ class MappedSlide(BaseModel, frozen=True):
         made_with: What made the map.
         grade: The grade, None without one.
         canvas: Fingerprint of the map, None in older results.
+        label_maps: Label maps of its checkpoint by provider, empty in older results.
     """
 
     file: FileIdentity
@@ -54,6 +57,7 @@ class MappedSlide(BaseModel, frozen=True):
     made_with: MapOrigin
     grade: StoredGrade | None = None
     canvas: str | None = None
+    label_maps: Mapping[str, LabelMap] = Field(default={})
 
     @classmethod
     def read(cls, folder: Path, remedy: str = _REMEDY) -> Self:

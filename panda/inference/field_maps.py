@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from panda.files import find_paths
 from panda.inference.field_scores import FIGURES, Areas, Reason, SlideMaps
 from panda.inference.slide_canvas import open_result_canvas
 from panda.wsi.geometry import Resolution
+from panda.wsi.label_maps import LabelMap
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import find_tissue
@@ -114,7 +115,7 @@ def open_maps(source: MapSource, slide_id: str) -> Iterator[OpenedSlide]:
             f"{folders[0]}: µm/px of the slide is unknown, so no field has a size in µm: map it with mpp_override"
         )
     with mapped[0].open_slide(source.slides) as slide:
-        label = _open_label(source, slide_id, slide)
+        label = _open_label(source, slide_id, slide, mapped[0].label_maps)
         try:
             grade = mapped[0].grade
             maps = SlideMaps(canvases, [own.threshold for own in mapped], find_tissue(slide), label, source.near)
@@ -128,11 +129,11 @@ def _describe(resolution: Resolution) -> str:
     return f"{resolution.width} x {resolution.height} px of {resolution.downsample:g} level-0 px"
 
 
-def _open_label(source: MapSource, slide_id: str, slide: Slide) -> LabelMask | None:
+def _open_label(source: MapSource, slide_id: str, slide: Slide, label_maps: Mapping[str, LabelMap]) -> LabelMask | None:
     """Open the label of a slide: of the row with its file, else of that with its name."""
     path = slide.path.resolve()
     ranked = sorted(source.records, key=lambda record: record.image_path.resolve() != path)
     for record in ranked:
         if record.mask_path is not None and (record.image_path.resolve() == path or record.slide_id == slide_id):
-            return LabelMask.open(record.mask_path, slide, record.provider)
+            return LabelMask.open(record.mask_path, slide, record.provider, label_maps)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from panda.inference.slide_result import RESULT_FILE, LabelMetrics, Provenance, 
 from panda.inference.slide_score import SCORE_FILE, SlideScore, write_score
 from panda.stored import InSample
 from panda.wsi.geometry import Resolution
+from panda.wsi.label_maps import LabelMap
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.levels import describe_frame
 from panda.wsi.slide import Slide
@@ -51,6 +53,7 @@ class SlideFiles:
         notes: What a reader of the figures must know of the scan.
         in_sample: Role of the slide when the networks were trained.
         provenance: What made the result.
+        label_maps: Label maps of the checkpoint, by provider.
         label: The label mask, if there is one.
         score: The score against the mask.
         against_label: Metrics against the mask; the difference of the areas is added when the tumour is measured.
@@ -70,6 +73,7 @@ class SlideFiles:
     notes: tuple[str, ...]
     in_sample: InSample | None
     provenance: Provenance
+    label_maps: Mapping[str, LabelMap]
     label: LabelMask | None = None
     against_label: LabelMetrics | None = None
     score: SlideScore | None = None
@@ -188,4 +192,5 @@ class SlideFiles:
             against_label=self.against_label and self.against_label.add_difference(found.tumor_mm2),
             provenance=self.provenance,
             canvas=canvas.fingerprint,
+            label_maps={**self.label_maps, **(self.label.label_maps if self.label else {})},
         )

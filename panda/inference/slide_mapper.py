@@ -195,6 +195,7 @@ class SlideMapper:
                 notes=notes,
                 in_sample=self.find_role(record.slide_id if record else slide.slide_id),
                 provenance=self.provenance,
+                label_maps=self.predictor.metadata.label_maps,
                 label=label,
                 score=score,
                 against_label=_compute_label_metrics(score, self.threshold) if score else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +16,7 @@ from panda.inference.grade import GradeRecord, RuleGrade, list_grade_columns
 from panda.inference.modes import TTA, Precision
 from panda.inference.quantify import Measurements, QuantifySettings
 from panda.stored import Digest, InSample, PathText, Percent, Plain, Share, read_model
+from panda.wsi.label_maps import LabelMap
 from panda.wsi.label_mask import LabelMask
 from panda.wsi.levels import describe_frame
 from panda.wsi.mpp import MppSource, SlideMpp
@@ -189,6 +191,7 @@ class SlideFacts(Plain, frozen=True):
         frame: What the level-0 px in all files of the slide are.
         notes: What a reader of the figures must know of the scan.
         grade: Its grade, None if it has none.
+        label_maps: Meaning of the label codes by provider when the result was made; empty in older results.
     """
 
     slide_id: Annotated[str, Field(min_length=1)]
@@ -200,6 +203,7 @@ class SlideFacts(Plain, frozen=True):
     frame: str = describe_frame(None)
     notes: tuple[str, ...] = ()
     grade: GradeRecord | None = None
+    label_maps: Mapping[str, LabelMap] = Field(default={})
 
     def write(self, folder: Path) -> None:
         """Write `quantification.json` into the folder of the slide."""

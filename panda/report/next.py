@@ -7,6 +7,7 @@ come back as training masks through `panda.data.corrections`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import shlex
 import sys
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from panda.choices import name_tool
-from panda.data.manifest import SlideRecord, read_manifest
-from panda.data.mapped_slide import RESULT
+from panda.data.manifest import SlideRecord, read_labels
+from panda.data.mapped_slide import RESULT, MappedSlide
 from panda.errors import ManifestError, PandaError
 from panda.files import write_whole
 from panda.inference.field_export import describe_fields, outline_field
@@ -31,6 +32,7 @@ from panda.report.run_folder import Picture
 from panda.tables import write_table
 from panda.wsi.annotations.source import read_annotations
 from panda.wsi.geometry import round_px
+from panda.wsi.label_maps import LabelMap
 
 REGIONS, FIELDS = "regions.geojson", "fields.geojson"
 _NOTHING: dict[Reason, str] = {
@@ -150,7 +152,7 @@ def choose_next(request: Request, output: Path) -> Path:
         raise PandaError(f"{output} exists and is not empty; it may hold corrections: give another --output")
     for folder in request.folders:
         require_folder(folder, "the output of infer.py")
-    source = MapSource(request.folders, request.slides, _read_records(request.labels), request.near)
+    source = MapSource(request.folders, request.slides, _read_records(request), request.near)
     fields, slides = rank_fields(request, source, reason)
     names = [f"field {number}" for number in range(1, len(fields) + 1)]
     slide_ids = list(dict.fromkeys(field.slide_id for field in fields))
@@ -184,9 +186,15 @@ def _list_commands(request: Request, reason: Reason, output: Path) -> list[tuple
     return [("Made by", made), ("Take corrections", f"{name_tool('panda.data.corrections')} {exported} {to}")]
 
 
-def _read_records(labels: Path | None) -> list[SlideRecord]:
+def _read_records(request: Request) -> list[SlideRecord]:
     """Return the slides that have a mask."""
-    found = [] if labels is None else read_manifest(labels, needs_slides=False)
+    if request.labels is None:
+        return []
+    label_maps: dict[str, LabelMap] = {}
+    for slide_id in find_slides(request.folders):
+        with contextlib.suppress(PandaError):  # it is named when the slide is opened
+            label_maps |= MappedSlide.read(request.folders[0] / slide_id).label_maps
+    found = read_labels(request.labels, label_maps, needs_slides=False)
     return [record for record in found if record.mask_path is not None and record.mask_path.is_file()]
 
 

@@ -122,7 +122,7 @@ class OpenedSlide:
             if record:  # tables name the mask of each slide, and some slides have none
                 return None
             raise MaskError(f"{path}: the label is not there any more; if it has moved, add --labels FOLDER_OR_TABLE")
-        return LabelMask.open(path, self.slide, provider)
+        return LabelMask.open(path, self.slide, provider, self.facts.label_maps)
 
     @property
     def size(self) -> tuple[float, float] | None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from panda.data.manifest import SlideRecord, read_manifest
+from panda.data.manifest import SlideRecord, read_labels
 from panda.data.slide_files import SLIDE_SUFFIXES, sort_slide_files
 from panda.data.slide_rows import IMAGES, TABLE
 from panda.errors import PandaError
-from panda.inference.slide_result import RESULT_FILE
+from panda.inference.slide_result import RESULT_FILE, read_slide_facts
 from panda.report.run_folder import make_natural_key
 from panda.report.table import Head, find_format, make_cell, make_head
 from panda.tables import OutputTable
+from panda.wsi.label_maps import LabelMap
 
 _TABLES = ("quantification.csv", "grades.csv", "test_slides.csv", "slides.csv")
 _COLUMNS = {
@@ -90,10 +92,11 @@ def find_slides(given: Path, labels: Path | None = None, provider: str | None = 
     """
     if labels is None and (given / TABLE).is_file():
         labels = given
-    records = read_manifest(labels, labels=provider, needs_slides=False) if labels else []
+    folders = _find_results(given)
+    records = read_labels(labels, _read_label_maps(folders), provider, needs_slides=False) if labels else []
     known = {record.slide_id: record for record in records}
     title = given.absolute().name
-    if folders := _find_results(given):
+    if folders:
         rows = _read_figures(given)
         slides = tuple(ListedSlide(path.name, path, None, rows.get(path.name, {})) for path in folders)
         present = {key for row in rows.values() for key, value in row.items() if value}
@@ -110,6 +113,14 @@ def _find_results(given: Path) -> list[Path]:
         if found := [file.parent for file in home.glob(f"*/{RESULT_FILE}")]:
             return sorted(found, key=lambda folder: make_natural_key(folder.name))
     return []
+
+
+def _read_label_maps(folders: Sequence[Path]) -> Mapping[str, LabelMap]:
+    """Return the label maps of the checkpoint that made the results: of the first one that can be read."""
+    for folder in folders:
+        with contextlib.suppress(PandaError, OSError):  # they are named when the slide is opened
+            return read_slide_facts(folder).label_maps
+    return {}
 
 
 def _read_figures(given: Path) -> dict[str, dict[str, str]]:
