@@ -99,12 +99,14 @@ def find_paths(pattern: str) -> list[Path]:
     Raises:
         OSError: If a folder in which names are searched cannot be read, which `glob` passes over.
     """
-    parts = Path(pattern).parts
+    parts, is_searched = Path(pattern).parts, False
     for number, part in enumerate(parts):
-        if glob.has_magic(part):
+        is_searched = is_searched or glob.has_magic(part)
+        if is_searched:
             searched = os.path.join(".", *parts[: number + (part == "**")], "")
             for folder in glob.glob(searched, recursive=True):
                 os.scandir(folder).close()
+                os.stat(os.path.join(folder, "."))  # needs the right to enter it
     return sorted(map(Path, glob.glob(pattern, recursive=True)))
 
 

@@ -17,6 +17,7 @@ from panda.data.store import list_stores
 from panda.errors import PandaError
 from panda.files import find_paths
 from panda.settings import Settings, rule
+from panda.view.slide_list import find_slides as list_results
 from panda.wsi.label_maps import get_label_maps
 
 SEARCHES: dict[str, Callable[[Path], object]] = {
@@ -25,6 +26,8 @@ SEARCHES: dict[str, Callable[[Path], object]] = {
     "label maps": lambda _: get_label_maps(),
     "folder of slides": lambda conf: find_slides(str(conf / "label_maps")),
     "glob of slides": lambda conf: find_slides(f"{conf}/*/*.tiff"),
+    "file below a glob": lambda conf: find_paths(f"{conf}/*/a.tiff"),
+    "results to show": list_results,
     "glob of folders": lambda conf: find_slides(f"{conf}/**/*.tiff"),
     "slide of a correction": lambda conf: _find_file(conf, "a.tiff"),
     "features": find_feature_files,
@@ -38,7 +41,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("label_maps", "others"):
         (tmp_path / "conf" / name).mkdir(parents=True)
-        for file in ("mine.yaml", "a.tiff", "a.h5"):
+        for file in ("mine.yaml", "a.tiff", "a.h5", "quantification.json"):
             (tmp_path / "conf" / name / file).touch()
     for function in ("scandir", "listdir"):
         monkeypatch.setattr(os, function, _forbid(getattr(os, function)))  # root reads any folder

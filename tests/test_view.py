@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import http.client
 import json
+import queue
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import imagecodecs
 import numpy as np
@@ -101,7 +103,7 @@ def server(out: Path) -> Iterator[ViewServer]:
 def ask(server: ViewServer, address: str, host: str = "", method: str = "GET") -> tuple[int, bytes, dict[str, str]]:
     """Return status, data and headers of a path below the key, or of a whole path that begins with a slash."""
     connection = http.client.HTTPConnection(HOST, server.server_port, timeout=20)
-    path = address if address.startswith("/") else f"/{server.key}/{address}"
+    path = address if address.startswith(("/", "*")) else f"/{server.key}/{address}"
     connection.putrequest(method, path, skip_host=True)
     connection.putheader("Host", host or f"{HOST}:{server.server_port}")
     connection.endheaders()
@@ -225,7 +227,7 @@ def test_server_answers_to_its_own_name_and_key_alone(server: ViewServer) -> Non
     assert ask(server, "")[0] == ask(server, "", host="localhost:8000")[0] == 200
     for host in ("evil.example", f"evil.example:{server.server_port}", "127.0.0.1.evil.example", "[::1]", "localhost:"):
         assert ask(server, "", host=host)[:2] == (403, b"the viewer answers to 127.0.0.1 and localhost alone")
-    for path in ("/", "/slides.json", "/wrong/slides.json", f"/{server.key}", f"/{server.key}x/", "/%00/"):
+    for path in ("/", "/slides.json", "/wrong/slides.json", f"/{server.key}", f"/{server.key}x/", "/%00/", "*"):
         assert ask(server, path)[:2] == (404, b"give the whole address that the terminal shows")
     assert ask(server, "slides.json", method="POST")[0] == 501
     headers = ask(server, "")[2]
@@ -379,6 +381,31 @@ def test_viewer_refuses_what_it_cannot_show(
         assert said in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([str(root), "--port", "99999"])
+    for job in ("t=0.5", "t=0.7"):
+        (tmp_path / job / "a").mkdir(parents=True)
+        (tmp_path / job / "a" / "quantification.json").touch()
+    with pytest.raises(PandaError, match=r"it holds jobs of a multirun; give the folder of one job: t=0\.5, t=0\.7"):
+        find_slides(tmp_path)
+
+
+def test_browser_gets_the_key_from_a_private_file(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = queue.SimpleQueue[str]()
+    pages = []
+
+    def look(server: ViewServer, started: Callable[[], object]) -> None:
+        started()
+        given = opened.get(timeout=20)
+        pages.append(Path(unquote(urlsplit(given).path)))
+        assert server.key not in given
+        assert server.address in pages[0].read_text()
+        assert pages[0].parent.stat().st_mode & 0o077 == 0
+        server.close()
+
+    monkeypatch.setattr("webbrowser.open", opened.put)
+    monkeypatch.setattr("panda.view.command.serve", look)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert main([str(out)]) == 0
+    assert not pages[0].parent.exists()
 
 
 def test_command_ends_at_ctrl_c_and_imports_no_torch(out: Path) -> None:

@@ -22,6 +22,7 @@ from panda.report.sheet import SERIES
 from panda.report.slide_page import PAGE as SLIDE_PAGE
 from panda.report.table import Cell, Head, Table, format_value, make_cell, make_head
 from panda.wsi.annotations.source import CORRECTED, TO_CORRECT
+from panda.wsi.geometry import round_px
 from panda.wsi.slide import Slide
 
 PAGE = "fields.html"
@@ -66,8 +67,9 @@ def draw_field(slide: Slide, maps: SlideMaps, field: FieldBox) -> Picture:
     finest = max(field.width, field.height) * own.downsample / _SIDE
     view = slide.choose_resolution(downsample=max(1.0, finest))
     scale = own.downsample / view.downsample
-    size = max(1, round(field.width * scale)), max(1, round(field.height * scale))
-    image = slide.read(view, (round(field.x * own.downsample), round(field.y * own.downsample)), size, keep=False)
+    size = max(1, round_px(field.width * scale)), max(1, round_px(field.height * scale))
+    corner = round_px(field.x * own.downsample), round_px(field.y * own.downsample)
+    image = slide.read(view, corner, size, keep=False)
     masks: list[tuple[str, NDArray[np.bool_]]] = [
         (_choose_colour(number), maps.read_class_map(number, field) > 0) for number in range(len(maps.canvases))
     ]
@@ -119,6 +121,7 @@ def write_fields_page(
             for row, picture in zip(fields, pictures, strict=True)
         ],
         slides=_make_slide_table(slides),
+        has_labels=has_labels,
         classes=(TO_CORRECT, CORRECTED),
     )
 

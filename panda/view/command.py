@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import tempfile
 import threading
 import webbrowser
 from collections.abc import Sequence
@@ -57,8 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         count = len(listed.slides)
         print(f"{count:,} slide{'s' * (count != 1)} of {asked.folder}: {server.address}  (Ctrl-C ends)", flush=True)
         if not asked.no_browser:  # some browsers of terminals block
-            threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
+            page = _write_redirect(Path(private), server.address)
+            threading.Thread(target=webbrowser.open, args=(page.as_uri(),), daemon=True).start()
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    serve(server, announce)
+    with tempfile.TemporaryDirectory(prefix="panda-view-", ignore_cleanup_errors=True) as private:
+        serve(server, announce)
     return 0
+
+
+def _write_redirect(private: Path, address: str) -> Path:
+    """Write a page that leads to the address, in a folder that no other user can read.
+
+    All users of a machine see the command lines of all processes, so the browser must not get the key in its own.
+    """
+    page = private / "open.html"
+    page.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}"><title>panda view</title>\n')
+    return page

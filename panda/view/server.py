@@ -127,10 +127,10 @@ class _Handler(BaseHTTPRequestHandler):
         # A page of another site whose name was pointed at this machine has its own name here (DNS rebinding).
         if not _NAMES.fullmatch(self.headers.get("Host", "")):
             return Answer(HTTPStatus.FORBIDDEN, b"the viewer answers to 127.0.0.1 and localhost alone")
-        _, key, *rest = self.path.split("/", 2)
-        if not rest or not hmac.compare_digest(key.encode(), server.key.encode()):
+        parts = self.path.split("/", 2)  # "*" and the like have no slash
+        if len(parts) < 3 or not hmac.compare_digest(parts[1].encode(), server.key.encode()):
             return Answer(HTTPStatus.NOT_FOUND, b"give the whole address that the terminal shows")
-        asked = rest[0].partition("?")[0]
+        asked = parts[2].partition("?")[0]
         if asked in _PAGES:
             name, kind = _PAGES[asked]
             return Answer(HTTPStatus.OK, (_ASSETS / name).read_bytes(), kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from panda.data.manifest import SlideRecord, read_labels
 from panda.data.slide_files import SLIDE_SUFFIXES, sort_slide_files
 from panda.data.slide_rows import IMAGES, TABLE
 from panda.errors import PandaError
+from panda.files import find_paths
 from panda.inference.slide_result import RESULT_FILE, read_slide_facts
 from panda.report.run_folder import make_natural_key
 from panda.report.table import Head, find_format, make_cell, make_head
@@ -106,13 +108,24 @@ def find_slides(given: Path, labels: Path | None = None, provider: str | None = 
 
 
 def _find_results(given: Path) -> list[Path]:
-    """Return the folders of slides in an output or a run, or the folder itself if it is one."""
+    """Return the folders of slides in an output or a run, or the folder itself if it is one.
+
+    Raises:
+        OSError: If one of several folders cannot be read.
+    """
     if (given / RESULT_FILE).is_file():
         return [given]
     for home in (given, given / "slides"):
-        if found := [file.parent for file in home.glob(f"*/{RESULT_FILE}")]:
-            return sorted(found, key=lambda folder: make_natural_key(folder.name))
+        if any(home.glob(f"*/{RESULT_FILE}")):
+            found = find_paths(f"{glob.escape(str(home))}/*/{RESULT_FILE}")
+            return sorted((file.parent for file in found), key=lambda folder: make_natural_key(folder.name))
     return []
+
+
+def _list_jobs(given: Path) -> list[str]:
+    """Return the folders of the jobs of a multirun of `infer.py`; none in another folder."""
+    found = {file.parent.parent.name for file in find_paths(f"{glob.escape(str(given))}/*/*/{RESULT_FILE}")}
+    return sorted(found, key=make_natural_key)
 
 
 def _read_label_maps(folders: Sequence[Path]) -> Mapping[str, LabelMap]:
@@ -141,6 +154,8 @@ def _find_files(given: Path) -> Sequence[Path]:
     home = given / IMAGES if (given / IMAGES).is_dir() else given
     files = sort_slide_files(home.iterdir())
     if not files.slides:
+        if jobs := _list_jobs(given):
+            raise PandaError(f"{given}: it holds jobs of a multirun; give the folder of one job: {', '.join(jobs)}")
         passed_over = files.describe_passed_over()
         raise PandaError(
             f"{given}: it has no folder with {RESULT_FILE}, and no slide"
