@@ -15,6 +15,7 @@ from panda.errors import ManifestError, PandaError
 from panda.report.compare import _name_runs, compare, compare_runs, main
 from panda.report.effects import ScoredJob, find_effects
 from panda.report.paired import compute_differences, compute_signed_rank_p
+from panda.report.tested_run import read_choices, read_tested
 from panda.tables import write_table
 from panda.tasks.grade_metrics import compare_grades
 from tests.summaries import fill_summary
@@ -223,6 +224,27 @@ def test_compare_graders_reports_kappa(tmp_path: Path) -> None:
     assert float(area["a"]) == pytest.approx((wrong.cumsum() / np.arange(1, 61)).mean())
     ours = [cohen_kappa_score(labels, guess, weights="quadratic") for guess in guesses]
     assert [float(kappa[key]) for key in "ab"] == pytest.approx(ours)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "end", "differ"),
+    [
+        ("resnet18", "", ["seed"]),
+        ("resnet50", "", ["model.encoder_name", "seed"]),
+        ("resnet18", "x: [", ["model", "model.encoder_name", "optim.lr", "seed"]),  # it cannot be read
+    ],
+)
+def test_read_choices_equal_in_configuration_are_equal(
+    tmp_path: Path, encoder: str, end: str, differ: list[str]
+) -> None:
+    words = "experiment=demo\nmodel=unet\nmodel.encoder_name=resnet18\noptim.lr=1e-3\nseed=0", "experiment=demo\nseed=1"
+    config = "model: {{architecture: unet, encoder_name: {}}}\noptim: {{lr: 0.001}}\nseed: {}\n{}"
+    folders = [make_run(tmp_path / name, make_rows(n=3)) for name in "ab"]
+    for folder, typed, values in zip(folders, words, (("resnet18", 0, ""), (encoder, 1, end)), strict=True):
+        (folder / "overrides.txt").write_text(typed)
+        (folder / "config.yaml").write_text(config.format(*values))
+    one, other = read_choices(folders, [read_tested(folder) for folder in folders])
+    assert [key for key in one if one[key] != other.get(key)] == differ
 
 
 def make_evaluation(folder: Path, threshold: float, rows: Rows, seen: int) -> Path:

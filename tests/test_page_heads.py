@@ -92,7 +92,10 @@ def test_describe_sweep_has_common_facts_and_its_command(tmp_path: Path) -> None
 
 
 def test_describe_comparison_separates_different_facts(tmp_path: Path) -> None:
-    folders = make_run(tmp_path / "a"), make_run(tmp_path / "b", CONFIG.replace("resnet50", "resnet18"))
+    folders = (
+        make_run(tmp_path / "a"),
+        make_run(tmp_path / "b", CONFIG.replace("resnet50", "resnet18").replace("deep", "Deep")),
+    )
     runs = make_summary(SUMMARY), make_summary(SUMMARY)
     shown = list_shown(describe_comparison(("a", "b"), folders, runs, 5, 4))
     assert (shown["Network"], shown["Groups of slides"]) == ("deeplabv3", "4")

@@ -89,6 +89,20 @@ def test_group_runs_separates_resolutions_and_changed_data(root: Path) -> None:
     assert sum(len(group.runs) for group in groups) == 9
 
 
+def test_group_runs_same_configuration_in_other_words_is_one_choice(tmp_path: Path) -> None:
+    config = "seed: {}\nmodel: {{architecture: unet, encoder_name: {}}}\ndata: {{level: 1, num_workers: {}}}\n"
+    for name, words, values in (
+        ("one", ("model=unet", "model.encoder_name=resnet18", "data=panda", "seed=0"), (0, "resnet18", 2)),
+        ("two", ("seed=1",), (1, "resnet18", 8)),
+        ("large", ("model.encoder_name=resnet50", "seed=1"), (1, "resnet50", 2)),
+    ):
+        add_run(tmp_path / name, make_rows(), 0.5, *words)
+        (tmp_path / name / "config.yaml").write_text(config.format(*values))
+    (group,) = group_runs(tmp_path, find_runs(tmp_path))
+    assert sorted(sorted(run.name for run in choice.jobs) for choice in group.choices) == [["large"], ["one", "two"]]
+    assert set(group.varied) == {"model.encoder_name", "seed"}
+
+
 def test_runs_page_ranks_by_validation_and_commands_work(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,7 +88,7 @@ def compare_runs(a: Path, b: Path, output: Path | None = None) -> Comparison:
         notes=_list_notes(pairs, agreed),
         alarms=[f"{name}: {alarm.text}" for name, summary in sides for alarm in list_summary_alarms(summary)],
         lead=verdict,
-        choices=_tabulate_choices([read_choices(*side) for side in zip((a, b), summaries, strict=True)], names),
+        choices=_tabulate_choices(read_choices((a, b), summaries), names),
         figures=_tabulate_figures(found, names),
         chart=draw_pairs(
             "Dice of each slide",
@@ -158,7 +158,7 @@ def _list_notes(pairs: Sequence[Pair], agreed: bool) -> list[str]:
 
 
 def _tabulate_choices(typed: Sequence[Mapping[str, str]], names: tuple[str, str]) -> Table:
-    """Lay out the overrides in which the runs differ."""
+    """Lay out the choices in which the runs differ."""
     keys = [key for key in dict.fromkeys([*typed[0], *typed[1]]) if key != "name"]
     differ = [key for key in keys if typed[0].get(key) != typed[1].get(key)]
     rows = [[Cell(key), *(Cell(side.get(key, ""), why="it was not typed") for side in typed)] for key in differ]

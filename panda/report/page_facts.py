@@ -21,7 +21,8 @@ Command = tuple[str, str]
 
 def list_network(network: Mapping[str, Any]) -> list[Fact]:
     """Return network and encoder of the arguments that build a network, in a configuration or a checkpoint."""
-    kinds = (network.get("architecture"), network.get("pooling"), network.get("decoder"))
+    architecture = str(network.get("architecture") or "").lower()  # upper and lower case are one
+    kinds = (architecture, network.get("pooling"), network.get("decoder"))
     name = next((str(kind) for kind in kinds if kind), "")
     kind = "pooling" if network.get("pooling") else "decoder" if network.get("decoder") else ""
     encoder = network.get("encoder_name") or network.get("encoder")

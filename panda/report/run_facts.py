@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from panda.choices import name_tool
 from panda.report.head import PageHead
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
@@ -23,7 +21,7 @@ from panda.report.page_facts import (
     write_command,
     write_own_command,
 )
-from panda.report.run_folder import read_text, try_read
+from panda.report.run_folder import read_config, read_text, try_read
 from panda.report.run_summary import EvaluationSummary, GradingSummary, RunSummary, SegmentationSummary
 from panda.report.sweep_jobs import REPEATS, Job
 from panda.report.table import format_value
@@ -32,15 +30,6 @@ from panda.report.tested_run import Tested
 _CHOSEN = ("model", "loss", "experiment", "task")
 """Keys that can change what `_list_choices` returns."""
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read the `config.yaml` of a run; empty if it is missing or holds no keys."""
-    try:
-        content = yaml.load(read_text(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError:
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _find(content: Mapping[str, Any], *keys: str) -> Any:

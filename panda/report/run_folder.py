@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import cv2
 import numpy as np
+import yaml  # type: ignore[import-untyped]
 from pydantic import JsonValue
 from pydantic_core import from_json
 
@@ -43,6 +44,15 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the `config.yaml` of a run; empty if it is missing or holds no keys."""
+    try:
+        content = yaml.load(read_text(path), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def try_read(read: Callable[[Path], T], folder: Path, name: str) -> tuple[T | None, str]:

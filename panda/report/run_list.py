@@ -14,8 +14,8 @@ from panda.errors import PandaError
 from panda.files import fingerprint
 from panda.report.choices import Choice, find_choices, name_repeat, rank_choice
 from panda.report.paired import MUST_AGREE, read_truth
-from panda.report.run_folder import make_link, make_natural_key
-from panda.report.sweep_jobs import JOB_FILES, REPEATS, Job, list_waiting, read_job, split_choices
+from panda.report.run_folder import make_link, make_natural_key, read_config
+from panda.report.sweep_jobs import JOB_FILES, REPEATS, Job, align_choices, list_waiting, read_job, split_choices
 from panda.report.tested_run import find_resolution
 
 _OTHER_OUTPUTS = frozenset({"inference.json", "features.json", "audit.json", "store.json"})
@@ -97,12 +97,15 @@ class RunGroup:
 def group_runs(root: Path, runs: Sequence[Job]) -> list[RunGroup]:
     """Group finished runs that can be compared; a group of several choices comes before a smaller one.
 
+    What a run typed is the same choice if another has it by default, see `align_choices`.
     A run without a table of its validation slides is in no group. Choices with several folds or splits can be compared
     if the slides of each of them are the same.
     """
     kinds: dict[tuple[object, ...], dict[str, Slides]] = {}
-    named = {run.name: run for run in runs}
-    for run in runs:
+    configs = [read_config(root / run.name / "config.yaml") for run in runs]
+    aligned = align_choices([run.choices for run in runs], configs, _NO_CHOICES)
+    named = {run.name: replace(run, choices=choices) for run, choices in zip(runs, aligned, strict=True)}
+    for run in named.values():
         if run.summary and (val := digest_slides(root / run.name / "val_slides.csv", run.scoring)):
             kind = (run.scoring, run.subject, *find_resolution(root / run.name, run.summary).values())
             test = digest_slides(root / run.name / "test_slides.csv", run.scoring) if run.summary.test else ""

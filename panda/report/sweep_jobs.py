@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from panda.files import is_locked
 from panda.report.interpretation import list_headlines
@@ -161,6 +162,54 @@ def split_choices(jobs: Sequence[Job]) -> tuple[list[str], list[tuple[str, str]]
     keys = list(dict.fromkeys(k for job in jobs for k in job.choices))
     varied = [k for k in keys if len({job.choices.get(k) for job in jobs}) > 1]
     return varied, [(k, jobs[0].choices[k]) for k in keys if k not in varied]
+
+
+def align_choices(
+    typed: Sequence[Mapping[str, str]], configs: Sequence[Mapping[str, Any]], ignored: Collection[str] = ()
+) -> list[dict[str, str]]:
+    """Give a choice the same text in all runs whose configurations have the same value for it.
+
+    What one run typed, another may have by default, by an experiment or in other words. The text is that of the first
+    run that typed the key. A group, such as `model`, is compared without the keys in it that a run typed. A key that
+    the configuration of a run lacks keeps its own text.
+
+    Args:
+        typed: Choices of each run.
+        configs: Content of the `config.yaml` of each run; empty if it cannot be read.
+        ignored: Keys that are left out of groups.
+    """
+    keys = dict.fromkeys(key for own in typed for key in own)
+    aligned = [dict(own) for own in typed]
+    for key in keys:
+        values = [_find_value(config, key, {*keys, *ignored}) for config in configs]
+        texts: dict[str, str] = {}
+        for own, value in zip(typed, values, strict=True):
+            if value and key in own:
+                texts.setdefault(value, own[key])
+        for choices, value in zip(aligned, values, strict=True):
+            if value in texts:
+                choices[key] = texts[value]
+    return aligned
+
+
+def _find_value(config: Mapping[str, Any], key: str, apart: Collection[str]) -> str:
+    """Return the value of a key as text, a group without the keys in `apart`; empty if it is absent."""
+    node: Any = config
+    for name in key.split("."):
+        if not isinstance(node, Mapping) or name not in node:
+            return ""
+        node = node[name]
+    return repr(_drop(node, key, apart))
+
+
+def _drop(node: Any, key: str, apart: Collection[str]) -> Any:
+    if not isinstance(node, Mapping):
+        return node
+    return {
+        name: _drop(node[name], inner, apart)
+        for name in sorted(node, key=str)
+        if (inner := f"{key}.{name}") not in apart
+    }
 
 
 def label_job(job: Job, varied: Sequence[str]) -> str:

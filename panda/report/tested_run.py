@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -9,7 +10,7 @@ from pydantic import JsonValue
 from panda.errors import ManifestError
 from panda.report.inference_summary import INFERENCE_FILE, InferenceSummary
 from panda.report.page import require_folder
-from panda.report.run_folder import find_subfolder, read_text
+from panda.report.run_folder import find_subfolder, read_config, read_text
 from panda.report.run_summary import (
     EvaluationSummary,
     GradingSummary,
@@ -17,7 +18,7 @@ from panda.report.run_summary import (
     SegmentationSummary,
     read_json_summary,
 )
-from panda.report.sweep_jobs import parse_overrides
+from panda.report.sweep_jobs import align_choices, parse_overrides
 
 _RESOLUTION = ("level", "mpp", "mpp_override")
 Tested = RunSummary | EvaluationSummary
@@ -69,13 +70,21 @@ def find_resolution(folder: Path, summary: Tested) -> dict[str, JsonValue]:
     return {"level": made.resolution.level, "mpp": made.resolution.mpp, "mpp_override": made.mpp_override}
 
 
-def read_choices(folder: Path, summary: Tested) -> dict[str, str]:
-    """Return the overrides of a run. Those of an evaluation are of the run of its checkpoint, with its own settings."""
-    if not isinstance(summary, EvaluationSummary):
-        return parse_overrides(read_text(folder / "overrides.txt"))
-    trained = Path(summary.checkpoint).parent.parent
-    own = {"checkpoint": summary.checkpoint, "threshold": f"{summary.threshold:g}"}
-    return parse_overrides(read_text(trained / "overrides.txt")) | own
+def read_choices(folders: Sequence[Path], summaries: Sequence[Tested]) -> list[dict[str, str]]:
+    """Return the choices of runs, see `align_choices`.
+
+    Those of an evaluation are of the run of its checkpoint, with its own settings.
+    """
+    homes = [
+        Path(summary.checkpoint).parent.parent if isinstance(summary, EvaluationSummary) else folder
+        for folder, summary in zip(folders, summaries, strict=True)
+    ]
+    typed = [parse_overrides(read_text(home / "overrides.txt")) for home in homes]
+    found = align_choices(typed, [read_config(home / "config.yaml") for home in homes])
+    for choices, summary in zip(found, summaries, strict=True):
+        if isinstance(summary, EvaluationSummary):
+            choices |= {"checkpoint": summary.checkpoint, "threshold": f"{summary.threshold:g}"}
+    return found
 
 
 def find_slide_folder(folder: Path, slide_id: str) -> Path | None:
