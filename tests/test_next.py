@@ -95,7 +95,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 60), st.integers(7, 64), st.integers(0, 2**31))
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(CELLS, 60), st.integers(7, 64), st.integers(0, 2**31))
 @settings(max_examples=20, deadline=None, derandomize=True)
 def test_field_grid_chooses_best_fields_without_overlap(
     width: int, height: int, side: int, block: int, seed: int
@@ -143,7 +143,7 @@ def test_next_fields_have_planted_difference_first(
     assert float(ranked[0]["score_percent_of_tissue"]) == pytest.approx(100 * 400 / (WIDTH * HEIGHT))
     page = check_page(output / "fields.html")
     assert "2 fields hold 0.002 mm² of tissue on which two maps differ" in page
-    again = choose_next(Request(folds, slides, side_um=100), tmp_path / "again")
+    again, _ = choose_next(Request(folds, slides, side_um=100), tmp_path / "again")
     for path in output.rglob("*"):
         if path.is_file() and path.name != "fields.html":
             assert (again.parent / path.relative_to(output)).read_bytes() == path.read_bytes()
@@ -204,6 +204,22 @@ def test_next_fields_by_errors_count_missed_and_false_alarms(
     assert [float(alarm[key]) for key in figures] == pytest.approx([0, 300 * 4e-6, 400 * 4e-6])
     assert [float(missed[key]) for key in figures] == pytest.approx([200 * 4e-6, 0, 0])
     assert [row["missed_mm2"] == "" for row in read_rows(tmp_path / "next" / "slides.csv")] == [False, True]
+
+
+@pytest.mark.parametrize("lost", ["canvas.zarr", "regions.geojson"])
+def test_next_leaves_out_a_slide_that_cannot_be_read(
+    slides: Path, folds: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: str
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(folds[0], folder)
+    (folder / "a" / lost).rename(tmp_path / lost)
+    output = tmp_path / "next"
+    assert main([str(folder), "--slides", str(slides), "--output", str(output), "--side", "100", "--near", "0.21"]) == 1
+    assert "a is left out: " in (said := capsys.readouterr().err)
+    assert lost in said
+    assert {row["slide_id"] for row in read_rows(output / "fields.csv")} == {"b"}
+    assert [row["slide_id"] for row in read_rows(output / "slides.csv")] == ["b"]
+    assert "a is left out: " in check_page(output / "fields.html")
 
 
 def test_next_reads_labels_by_the_map_of_the_checkpoint(slides: Path, tmp_path: Path) -> None:
@@ -299,7 +315,9 @@ def test_next_refuses_folders_that_do_not_fit(
     assert "absent is not a folder" in refuse(tmp_path / "absent")
     said = refuse(fold, "--by", "disagreement", "--near", "0")
     assert "--by disagreement: there is one folder" in said
-    assert "--near=0: give a number above 0" in said
+    assert "--near=0: give a finite number above 0" in said
+    assert "--side=inf: give a finite number above 0" in refuse(fold, "--side", "inf")
+    assert "--side=15: a field has fewer than 8 px of the map; give at least 16 µm" in refuse(fold, "--side", "15")
     assert "--by errors: there are no labels" in refuse(fold, "--by", "errors")
     assert "a folder is given twice" in refuse(fold, fold)
     table = tmp_path / "labels.csv"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from panda.errors import ManifestError
 from panda.wsi.geometry import Resolution, ceil_px, round_px
 
 CELLS = 8
@@ -39,8 +40,16 @@ class FieldGrid:
 
     @classmethod
     def lay(cls, resolution: Resolution, side_um: float) -> Self:
-        """Lay the cells for fields of a side in µm; µm/px of the slide is known."""
+        """Lay the cells for fields of a side in µm; µm/px of the slide is known.
+
+        Raises:
+            ManifestError: If a side has fewer px than cells.
+        """
         assert resolution.mpp is not None
+        if (finest := CELLS * max(resolution.mpp)) > side_um:
+            raise ManifestError(
+                f"--side={side_um:g}: a field has fewer than {CELLS} px of the map; give at least {finest:g} µm"
+            )
         size, edges = [], []
         for side, mpp in zip(resolution.size, resolution.mpp, strict=True):
             own = min(max(1, round_px(side_um / mpp)), side)

@@ -95,6 +95,7 @@ def write_fields_page(
     *,
     folders: Sequence[Path],
     commands: Sequence[tuple[str, str]],
+    left_out: Mapping[str, str],
 ) -> Path:
     """Write the page.
 
@@ -105,6 +106,7 @@ def write_fields_page(
         pictures: The picture of each field.
         folders: The folders of the maps.
         commands: What each command does, and the command.
+        left_out: Why slides were left out, by their names.
     """
     reason = str(fields[0]["reason"])
     has_labels = any(row["missed_mm2"] is not None for row in slides)
@@ -122,6 +124,7 @@ def write_fields_page(
         ],
         slides=_make_slide_table(slides),
         has_labels=has_labels,
+        left_out=[f"{name} is left out: {why}" for name, why in left_out.items()],
         classes=(TO_CORRECT, CORRECTED),
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from panda.report.fields_page import draw_field, write_fields_page
 from panda.report.page import require_folder
 from panda.report.run_folder import Picture
 from panda.tables import write_table
+from panda.wsi.annotations.file import Annotation
 from panda.wsi.annotations.source import read_annotations
 from panda.wsi.geometry import round_px
 from panda.wsi.label_maps import LabelMap
@@ -77,7 +79,8 @@ class Request:
         if len({folder.resolve() for folder in self.folders}) < len(self.folders):
             faults.append("a folder is given twice: give each once")
         limits = {"side": self.side_um, "count": self.count, "per-slide": self.per_slide, "near": self.near}
-        faults += [f"--{key}={value:g}: give a number above 0" for key, value in limits.items() if not value > 0]
+        wrong = {key: value for key, value in limits.items() if not 0 < value < math.inf}
+        faults += [f"--{key}={value:g}: give a finite number above 0" for key, value in wrong.items()]
         if faults:
             raise PandaError("\n".join(faults))
         return self.reason or ("errors" if self.labels else "disagreement" if len(self.folders) > 1 else "confidence")
@@ -92,36 +95,48 @@ class Field:
     row: dict[str, Any]
 
 
-def rank_fields(request: Request, source: MapSource, reason: Reason) -> tuple[list[Field], list[dict[str, Any]]]:
-    """Choose the fields, and return them and the rows of the slides, highest score first.
+@dataclass(frozen=True)
+class Ranking:
+    """The fields and the rows of the slides, highest score first, and why slides were left out, by their names."""
+
+    fields: list[Field]
+    slides: list[dict[str, Any]]
+    left_out: dict[str, str]
+
+
+def rank_fields(request: Request, source: MapSource, reason: Reason) -> Ranking:
+    """Choose the fields. A slide that cannot be read is left out.
 
     Raises:
-        PandaError: With the faults of all slides, or if no field has a score.
+        PandaError: If no slide can be read, with all their faults, or no field has a score.
     """
     fields: list[Field] = []
-    slides, faults, labelled = [], list[str](), 0
+    slides, left_out, labelled = [], dict[str, str](), 0
     for slide_id in Progress(find_slides(request.folders), "score maps"):
         try:
             with open_maps(source, slide_id) as opened:
                 labelled += opened.maps.label is not None
                 chosen, areas = opened.maps.choose_fields(reason, request.side_um, request.per_slide)
+                if chosen:
+                    _read_regions(source, slide_id)
                 fields += [_make_field(opened, box, reason) for box in chosen]
                 row: dict[str, Any] = {"slide_id": slide_id, **opened.convert(areas, reason)}
                 share = 100 * row["score_mm2"] / row["tissue_mm2"] if row["tissue_mm2"] else None
                 confidence = {"grade_confidence": opened.grade_confidence}
                 slides.append(row | {"score_percent_of_tissue": share} | confidence)
-        except PandaError as error:
-            faults.append(str(error))
-    if request.labels is not None and not labelled and not faults:
+        except (PandaError, OSError) as error:
+            left_out[slide_id] = str(error)
+    faults = list(left_out.values())
+    if slides and request.labels is not None and not labelled:
         faults.append(f"--labels={request.labels}: none of the {len(slides)} slides has a mask there")
-    if not fields and not faults:
+    elif slides and not fields:
         of = f"of {request.side_um:g} µm with at least {LEAST_TISSUE:.0%} tissue on {len(slides)} slides"
         faults.append(f"there is no field to correct, {of}: {_NOTHING[reason]}")
-    if faults:
+    if len(faults) > len(left_out) or not slides:
         raise ManifestError("\n".join(faults))
     fields.sort(key=lambda field: (-field.row["score_mm2"], field.slide_id, field.box.y, field.box.x))
     slides.sort(key=lambda row: (-row["score_mm2"], row["slide_id"]))
-    return fields[: request.count], slides
+    return Ranking(fields[: request.count], slides, left_out)
 
 
 def _make_field(opened: OpenedSlide, box: FieldBox, reason: Reason) -> Field:
@@ -132,7 +147,7 @@ def _make_field(opened: OpenedSlide, box: FieldBox, reason: Reason) -> Field:
     return Field(opened.slide_id, box, place | opened.convert(maps.measure(box), reason) | {"area_mm2": area})
 
 
-def choose_next(request: Request, output: Path) -> Path:
+def choose_next(request: Request, output: Path) -> tuple[Path, dict[str, str]]:
     """Choose the fields to correct next and write them.
 
     Args:
@@ -141,11 +156,11 @@ def choose_next(request: Request, output: Path) -> Path:
             fields, `fields.geojson` for QuPath and the `quantification.json` of the map.
 
     Returns:
-        The page.
+        The page, and why slides were left out, by their names.
 
     Raises:
-        PandaError: If the folders do not fit each other, there is no field, or `output` holds files. Nothing is
-            written then.
+        PandaError: If the folders do not fit each other, no slide can be read, there is no field, or `output` holds
+            files. Nothing is written then.
     """
     reason = request.choose_reason()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -153,7 +168,8 @@ def choose_next(request: Request, output: Path) -> Path:
     for folder in request.folders:
         require_folder(folder, "the output of infer.py")
     source = MapSource(request.folders, request.slides, _read_records(request), request.near)
-    fields, slides = rank_fields(request, source, reason)
+    ranking = rank_fields(request, source, reason)
+    fields, slides = ranking.fields, ranking.slides
     names = [f"field {number}" for number in range(1, len(fields) + 1)]
     slide_ids = list(dict.fromkeys(field.slide_id for field in fields))
     described, pictures = {}, dict[str, Picture]()
@@ -172,7 +188,10 @@ def choose_next(request: Request, output: Path) -> Path:
     write_table(output / "slides.csv", slides)
     commands = _list_commands(request, reason, output)
     drawn = [pictures[name] for name in names]
-    return write_fields_page(output, rows, slides, drawn, folders=request.folders, commands=commands)
+    page = write_fields_page(
+        output, rows, slides, drawn, folders=request.folders, commands=commands, left_out=ranking.left_out
+    )
+    return page, ranking.left_out
 
 
 def _list_commands(request: Request, reason: Reason, output: Path) -> list[tuple[str, str]]:
@@ -198,14 +217,20 @@ def _read_records(request: Request) -> list[SlideRecord]:
     return [record for record in found if record.mask_path is not None and record.mask_path.is_file()]
 
 
-def _describe_slide(source: MapSource, slide_id: str, fields: dict[str, FieldBox]) -> tuple[str, dict[str, Picture]]:
-    """Return the GeoJSON of a slide and the pictures of its fields, by their names."""
+def _read_regions(source: MapSource, slide_id: str) -> Sequence[Annotation]:
+    """Return the regions of the first map of a slide."""
     regions = read_annotations(source.folders[0] / slide_id / REGIONS)
     regions.raise_faults()
+    return regions.annotations
+
+
+def _describe_slide(source: MapSource, slide_id: str, fields: dict[str, FieldBox]) -> tuple[str, dict[str, Picture]]:
+    """Return the GeoJSON of a slide and the pictures of its fields, by their names."""
+    regions = _read_regions(source, slide_id)
     with open_maps(source, slide_id) as opened:
         slide, maps = opened.slide, opened.maps
         classes = maps.canvases[0].classes
-        text = describe_fields(slide, maps.resolution, fields, regions.annotations, classes)
+        text = describe_fields(slide, maps.resolution, fields, regions, classes)
         return text, {name: draw_field(slide, maps, field) for name, field in fields.items()}
 
 
@@ -233,12 +258,14 @@ def main(arguments: Sequence[str]) -> int:
         tuple(given.folders), given.slides, given.labels, given.by, given.side, given.count, given.per_slide, given.near
     )
     try:
-        page = choose_next(request, given.output)
+        page, left_out = choose_next(request, given.output)
     except (PandaError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"fields: {page}")
-    return 0
+    for slide_id, why in left_out.items():
+        print(f"{slide_id} is left out: {why}", file=sys.stderr)
+    return 1 if left_out else 0
 
 
 if __name__ == "__main__":
