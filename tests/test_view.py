@@ -158,9 +158,10 @@ def test_map_tiles_have_values_of_canvas_on_tissue(server: ViewServer, out: Path
     scored = (canvas.read_codes(0, 0, width, height) > 0) & tissue
     assert 0 < scored.mean() < 1
     np.testing.assert_array_equal(planes[..., 1], 255 * scored)
-    np.testing.assert_array_equal(planes[..., 0], np.rint(canvas.read(0, 0, width, height) * 255))
-    over = (planes[..., 0][scored] / 255 >= 0.45).sum()
-    assert view["counts"][448] >= over >= view["counts"][452], "8 bits move the threshold by 1/510 at most"
+    prob = ((planes[..., 0].astype(int) << 8 | planes[..., 2]) / 65534).astype(np.float32)
+    np.testing.assert_array_equal(prob, canvas.read(0, 0, width, height))
+    for step in range(1001):
+        assert (prob[scored] >= np.float64(step / 1000)).sum() == view["counts"][step]
 
 
 def test_map_that_another_job_replaced_is_refused(out: Path, root: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from panda.inference.canvas_store import Canvas
 from panda.inference.class_colours import encode_map
+from panda.inference.codes import STEPS
 from panda.inference.slide_images import reduce_resolution, shrink
 from panda.wsi.geometry import Resolution, round_px
 from panda.wsi.label_maps import UNKNOWN, look_up_codes
@@ -70,7 +71,10 @@ def draw_slide(slide: Slide, level: Resolution, window: Window) -> bytes:
 
 
 def draw_map(canvas: Canvas, factor: int, window: Window, tissue: TissueMap | None) -> bytes | None:
-    """Return the PNG of a window of a map in the values of `encode_map`; None if nothing of it is scored.
+    """Return the PNG of a window of a map; None if nothing of it is scored.
+
+    It is that of `encode_map`, but red and blue are the upper and lower byte of 65534 × probability of cancer. So the
+    px at or above a threshold are those that the figures count.
 
     Args:
         canvas: The map.
@@ -82,6 +86,8 @@ def draw_map(canvas: Canvas, factor: int, window: Window, tissue: TissueMap | No
     if tissue is not None:
         share *= tissue.window(reduce_resolution(canvas.resolution, factor), *window)
     planes = encode_map(by_class, share, canvas.classes)
+    steps = np.rint(np.minimum(by_class.sum(axis=0), 1) * STEPS).astype(np.uint16)
+    planes[..., 0], planes[..., 2] = steps >> 8, steps & 255
     return _encode(planes) if planes[..., 1].any() else None
 
 

@@ -142,8 +142,8 @@ class Painted extends Pyramid {
     const context = tile.image.getContext("2d", { willReadFrequently: true });
     context.drawImage(bitmap, 0, 0);
     const { data } = context.getImageData(0, 0, bitmap.width, bitmap.height);
-    tile.values = new Uint16Array(data.length / 4); // red, and green in the upper byte
-    for (let k = 0; k < tile.values.length; k++) tile.values[k] = data[4 * k] | (data[4 * k + 1] << 8);
+    tile.values = new Uint32Array(data.length / 4); // the bytes are green, red and blue, from the upper one
+    for (let k = 0; k < tile.values.length; k++) tile.values[k] = data[4 * k + 2] | (data[4 * k] << 8) | (data[4 * k + 1] << 16);
   }
 
   paint(tile) {
@@ -176,21 +176,23 @@ function packColour([r, g, b], alpha) {
   return (r | (g << 8) | (b << 16) | (alpha << 24)) >>> 0;
 }
 
-function makeMapColours(tables, limit, share) {
-  // Colours over the slide by class and probability. Several classes have one colour each; see viewer.js of the pages.
+function makeMapColours(tables, share) {
+  // Colours over the slide by class: of probabilities below the threshold in 256 steps, then of those that reach it.
+  // Several classes have one colour each; see viewer.js of the pages.
   const several = tables.length > 1;
-  return tables.map((table) => Uint32Array.from({ length: 256 }, (_, k) =>
-    packColour(table[several ? 255 : k], Math.round(255 * share * (k / 255 >= limit - 1e-9 ? 1 : 0.25 * k / 255)))));
+  return tables.map((table) => Uint32Array.from({ length: 512 }, (_, k) =>
+    packColour(table[several ? 255 : k & 255], Math.round(255 * share * (k > 255 ? 1 : 0.25 * k / 255)))));
 }
 
 function colourMap(values, width, height, out, { colours, limit, outline }) {
-  const reaches = (k) => values[k] > 255 && (values[k] & 255) / 255 >= limit - 1e-9;
+  const reaches = (k) => values[k] > 65535 && Math.fround((values[k] & 65535) / 65534) >= limit; // as the figures count
   for (let y = 0, k = 0; y < height; y++)
     for (let x = 0; x < width; x++, k++) {
-      const scored = values[k] >> 8; // 255 for the first class of cancer, 254 for the second
+      const scored = values[k] >> 16; // 255 for the first class of cancer, 254 for the second
       if (!scored) continue;
-      out[k] = colours[colours.length > 1 ? 255 - scored : 0][values[k] & 255];
-      if (outline && reaches(k) && isAtEdge(reaches, width, height, x, y, k, 1)) out[k] = 0xff000000;
+      const called = reaches(k), step = Math.round((values[k] & 65535) / 257);
+      out[k] = colours[colours.length > 1 ? 255 - scored : 0][called ? 256 + step : step];
+      if (outline && called && isAtEdge(reaches, width, height, x, y, k, 1)) out[k] = 0xff000000;
     }
 }
 

@@ -164,7 +164,7 @@ function style() {
   const limit = Number(find("threshold").value) / 1000;
   const tables = shown.map.colours[find("colours").value].map((text) =>
     Array.from({ length: 256 }, (_, k) => [0, 2, 4].map((c) => parseInt(text.substr(6 * k + c, 2), 16))));
-  current = { colours: makeMapColours(tables, limit, Number(find("opacity").value) / 100), limit, outline: find("outline").checked };
+  current = { colours: makeMapColours(tables, Number(find("opacity").value) / 100), limit, outline: find("outline").checked };
   return current;
 }
 
