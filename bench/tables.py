@@ -22,11 +22,11 @@ from bench.memory import peak_mib
 from bench.slides import CACHE
 from panda.app.inference_tables import InferenceTables
 from panda.data.failures import Failure
+from panda.data.mapped_slide import RESULT_FILE
 from panda.data.run_records import RECORDS_FOLDER
 from panda.data.slide_records import Outcome, RowValue
 from panda.data.slide_state import FOLDER_FILE, read_state
 from panda.inference.quantify import QuantifySettings
-from panda.inference.slide_result import RESULT_FILE
 from panda.report.inference_page import write_inference_page
 from panda.report.inference_summary import InferenceSummary, LastRun
 from panda.report.slide_page import PAGE

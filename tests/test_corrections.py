@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from panda.data.corrections import MASKS, TABLE, main, read_correction, write_corrections
-from panda.data.mapped_slide import RESULT
+from panda.data.mapped_slide import RESULT_FILE
 from panda.data.slide_entry import FileIdentity
 from panda.errors import ManifestError, MaskError
 from panda.inference.geojson import write_geojson
@@ -60,7 +60,7 @@ def map_slide(slide: Slide, resolution: Resolution, mask: NDArray[np.bool_], fol
         "tumor_px": found.tumor_px,
         "made_with": {"checkpoint": "best.ckpt", "fingerprint": "abc", "reader": "auto", "mpp_override": None},
     }
-    (folder / RESULT).write_text(json.dumps(result | changes))
+    (folder / RESULT_FILE).write_text(json.dumps(result | changes))
     return folder / "regions.geojson"
 
 
@@ -166,7 +166,7 @@ def test_correction_refuses_all_faulty_files_and_writes_nothing(
     for part in (
         "it holds no annotation: ",
         "the map was made of plain.tiff of 1 bytes",
-        f"{RESULT}: there is no such file: give regions that infer.py wrote",
+        f"{RESULT_FILE}: there is no such file: give regions that infer.py wrote",
         "absent.geojson: there is no such file; export",
         "two files are corrections of plain: give one",
     ):
@@ -175,7 +175,7 @@ def test_correction_refuses_all_faulty_files_and_writes_nothing(
     (tmp_path / "file").touch()
     assert main([str(good), "--slides", slides_at, "--output", str(tmp_path / "file")]) == 1
     assert f"File exists: '{tmp_path / 'file'}'; check this file, or give another --output" in capsys.readouterr().err
-    (tmp_path / "good" / RESULT).write_text("{}")
+    (tmp_path / "good" / RESULT_FILE).write_text("{}")
     with pytest.raises(ManifestError, match="file is missing"):
         read_correction(good, slide.path, "binary")
 

@@ -294,6 +294,13 @@ def test_moved_slide_is_named_and_found_by_option(out: Path, root: Path, tmp_pat
         with serve(ViewServer(find_slides(out), moved)) as server:
             assert read_slide(server)["notes"] == []
             assert read_tile(server, "0/slide/0/0_0").shape == (SIDE, SIDE, 3)
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "a.tiff").write_bytes(b"another slide of this name")
+        with serve(ViewServer(find_slides(out), tmp_path)) as server:
+            assert f"--slides {tmp_path}: it has several: " in read_slide(server)["notes"][0]
+            assert read_slide(server, 1)["notes"] == []
+        with serve(ViewServer(find_slides(out), tmp_path / "other")) as server:
+            assert "a.tiff: it has 26 bytes, and the slide that was mapped had " in read_slide(server)["notes"][0]
     finally:
         moved.rename(images)
 

@@ -12,12 +12,13 @@ from omegaconf import DictConfig
 
 from panda.app.collection import collect
 from panda.app.slide_tables import SlideTables, parse_summary
+from panda.data.mapped_slide import RESULT_FILE
 from panda.data.run_records import RunRecord
 from panda.data.slide_records import Outcome
 from panda.data.slide_state import read_state
 from panda.errors import PandaError
 from panda.files import remove_leftovers
-from panda.inference.slide_result import RESULT_FILE, SlideResult
+from panda.inference.slide_result import SlideResult
 from panda.report.evaluation import FILES, write_evaluation
 from panda.report.grade_notes import describe_mark
 from panda.report.headline import format_headline

@@ -9,6 +9,7 @@ from typing import Self
 from pydantic import BaseModel, Field, TypeAdapter
 
 from panda.data.slide_entry import FileIdentity
+from panda.data.slide_files import SLIDE_SUFFIXES
 from panda.errors import ManifestError
 from panda.files import walk
 from panda.stored import PathText, Share, read_model
@@ -17,7 +18,7 @@ from panda.wsi.mpp import SlideMpp
 from panda.wsi.readers import ReaderName
 from panda.wsi.slide import Slide, SlideOptions
 
-RESULT = "quantification.json"
+RESULT_FILE = "quantification.json"
 _REMEDY = "give regions that infer.py wrote, or put their quantification.json beside the corrected file"
 
 
@@ -67,9 +68,9 @@ class MappedSlide(BaseModel, frozen=True):
             ManifestError: If there is none, or it is not the result of a map; `remedy` ends the message.
         """
         try:
-            return read_model(folder / RESULT, TypeAdapter(cls), remedy, ManifestError)
+            return read_model(folder / RESULT_FILE, TypeAdapter(cls), remedy, ManifestError)
         except FileNotFoundError as error:
-            raise ManifestError(f"{folder / RESULT}: there is no such file: {remedy}") from error
+            raise ManifestError(f"{folder / RESULT_FILE}: there is no such file: {remedy}") from error
 
     def open_slide(self, slides: Path) -> Slide:
         """Open the slide as it was opened for the map.
@@ -92,12 +93,21 @@ class MappedSlide(BaseModel, frozen=True):
 
 def _find_file(folder: Path, name: str) -> Path:
     """Return the file of a name in a folder or below it; raise ManifestError if there is none, or several."""
-    found = [folder / name] if (folder / name).is_file() else _search(folder, name)
+    found = find_slide_files(folder, name)
     if len(found) != 1:
         several = f": {', '.join(map(str, found))}" if found else ""
         raise ManifestError(f"{folder} has {len(found)} files {name!r}{several}; give the slide itself with --slides")
     return found[0]
 
 
-def _search(folder: Path, name: str) -> list[Path]:
-    return sorted(Path(entry.path) for entry in walk(folder) if entry.name == name)
+def find_slide_files(folder: Path, name: str, *, by_stem: bool = False) -> list[Path]:
+    """Return the file of a name in a folder, or all below it if it is not there itself.
+
+    Args:
+        folder: The folder.
+        name: Name of the file.
+        by_stem: Whether `name` is without the suffix, which is then that of a slide.
+    """
+    names = {name + end for suffix in SLIDE_SUFFIXES for end in (suffix, suffix.upper())} if by_stem else {name}
+    here = [folder / one for one in sorted(names) if (folder / one).is_file()]
+    return here or sorted(Path(entry.path) for entry in walk(folder) if entry.name in names)

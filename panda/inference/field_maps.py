@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from panda.data.manifest import SlideRecord
-from panda.data.mapped_slide import RESULT, MappedSlide
+from panda.data.mapped_slide import RESULT_FILE, MappedSlide
 from panda.errors import ManifestError
 from panda.files import find_paths
 from panda.inference.field_scores import FIGURES, Areas, Reason, SlideMaps
@@ -74,9 +74,9 @@ def find_slides(folders: Sequence[Path]) -> list[str]:
     """
     found, faults = [], list[str]()
     for folder in folders:
-        found.append({path.parent.name for path in find_paths(f"{glob.escape(str(folder))}/*/{RESULT}")})
+        found.append({path.parent.name for path in find_paths(f"{glob.escape(str(folder))}/*/{RESULT_FILE}")})
         if not found[-1]:
-            faults.append(f"{folder} has no {RESULT} in any sub-folder: {_REMEDY}")
+            faults.append(f"{folder} has no {RESULT_FILE} in any sub-folder: {_REMEDY}")
         for one, other, names in (
             (folders[0], folder, found[0] - found[-1]),
             (folder, folders[0], found[-1] - found[0]),

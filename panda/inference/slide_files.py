@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from panda.data.mapped_slide import RESULT_FILE
 from panda.data.slide_entry import FileIdentity
 from panda.files import remove_leftovers, sync_entry, sync_folders_once
 from panda.inference.canvas_store import Canvas
@@ -23,7 +24,7 @@ from panda.inference.polygons import Outlines
 from panda.inference.quantify import Measurements, Quantification, QuantifySettings, slide_quantification
 from panda.inference.rule_grade import RuleGrader
 from panda.inference.slide_images import Overview, write_attention, write_heatmap, write_overlay, write_view
-from panda.inference.slide_result import RESULT_FILE, LabelMetrics, Provenance, SlidePaths, SlideResult
+from panda.inference.slide_result import LabelMetrics, Provenance, SlidePaths, SlideResult
 from panda.inference.slide_score import SCORE_FILE, SlideScore, write_score
 from panda.stored import InSample
 from panda.wsi.geometry import Resolution

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from panda.data.mapped_slide import RESULT_FILE
 from panda.data.slide_entry import FileIdentity
 from panda.data.targets import Target, TargetSpec
 from panda.files import fingerprint, write_json
@@ -24,7 +25,6 @@ from panda.wsi.readers import ReaderName
 from panda.wsi.slide import Slide
 from panda.wsi.tissue import How
 
-RESULT_FILE = "quantification.json"
 TableRow = dict[str, str | int | float | None]
 
 _COLUMNS = (

@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from panda.choices import name_tool
 from panda.data.manifest import SlideRecord, read_labels
-from panda.data.mapped_slide import RESULT, MappedSlide
+from panda.data.mapped_slide import RESULT_FILE, MappedSlide
 from panda.errors import ManifestError, PandaError
 from panda.files import write_whole
 from panda.inference.field_export import describe_fields, outline_field
@@ -180,7 +180,7 @@ def choose_next(request: Request, output: Path) -> tuple[Path, dict[str, str]]:
     for slide_id, text in described.items():
         (output / slide_id).mkdir(parents=True)
         write_whole(output / slide_id / FIELDS, text)
-        write_whole(output / slide_id / RESULT, (request.folders[0] / slide_id / RESULT).read_bytes())
+        write_whole(output / slide_id / RESULT_FILE, (request.folders[0] / slide_id / RESULT_FILE).read_bytes())
     rows = [{"rank": number, "slide_id": field.slide_id, **field.row} for number, field in enumerate(fields, start=1)]
     for row in slides:
         row["fields"] = sum(field.slide_id == row["slide_id"] for field in fields)

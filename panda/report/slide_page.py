@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from panda.data.mapped_slide import RESULT_FILE
 from panda.inference.grade import GradeRecord, RuleGrade
-from panda.inference.slide_result import RESULT_FILE, SlideFacts, SlideResult, read_slide_facts
+from panda.inference.slide_result import SlideFacts, SlideResult, read_slide_facts
 from panda.report.grade_notes import describe_band, describe_disagreement, describe_mark
 from panda.report.page import require_folder, write_page
 from panda.report.page_facts import describe_slide

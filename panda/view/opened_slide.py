@@ -12,12 +12,14 @@ from typing import Any, Literal, TypeVar
 from PIL import Image
 
 from panda.data.manifest import SlideRecord
+from panda.data.mapped_slide import RESULT_FILE, find_slide_files
 from panda.errors import MaskError, PandaError, SlideError
 from panda.inference.canvas_store import Canvas
 from panda.inference.class_colours import PATTERN_COLOURS
+from panda.inference.error_pictures import LABEL_COLOUR
 from panda.inference.slide_canvas import open_result_canvas
 from panda.inference.slide_images import reduce_resolution
-from panda.inference.slide_result import RESULT_FILE, SlideFacts, SlideResult, read_slide_facts
+from panda.inference.slide_result import SlideFacts, SlideResult, read_slide_facts
 from panda.report.run_folder import try_read
 from panda.report.slide_page import list_notes, make_cards
 from panda.report.viewer import describe_map, place_tiles
@@ -39,8 +41,6 @@ from panda.wsi.tissue import TissueMap, find_tissue
 T = TypeVar("T")
 Layer = Literal["slide", "map", "label"]
 
-LABEL_COLOUR = (0, 255, 208)
-"""Colour of a label without a Gleason pattern, as on the page of a slide."""
 VIEW = "slide.jpg"
 
 
@@ -87,24 +87,21 @@ class OpenedSlide:
             raise SlideError(f"{self.name}: its result does not name the file of the slide; add --slides FOLDER")
         if known and not path.exists():
             raise SlideError(f"{path}: the slide is not there any more; if it has moved, add --slides FOLDER")
-        slide = options.open(path, self.name)
         if self.result and (size := path.stat().st_size) != self.result.file.bytes:
-            self.faults.append(
+            raise SlideError(
                 f"{path}: it has {size:,} bytes, and the slide that was mapped had {self.result.file.bytes:,}: map it "
                 "again, or give the other file by --slides FOLDER"
             )
-        return slide
+        return options.open(path, self.name)
 
     def _find_moved(self, slides: Path) -> Path | None:
-        """Return the file of the slide in a folder, by its name when it was mapped or by the slide's name."""
+        """Return the file of the slide in a folder or below it, by its name then, or by that of the slide."""
         known = self.facts.paths
-        names = {self.result.file.name} if self.result else {Path(known.slide).name} if known else set()
-        folders = [folder for folder in (slides, slides / "train_images") if folder.is_dir()]
-        files = [file for folder in folders for file in folder.iterdir() if file.is_file()]
-        return next(
-            (file for file in files if file.name in names),
-            next((file for file in files if file.stem == self.name), None),
-        )
+        name = self.result.file.name if self.result else Path(known.slide).name if known else None
+        found = find_slide_files(slides, name or self.name, by_stem=name is None)
+        if len(found) > 1:
+            raise SlideError(f"--slides {slides}: it has several: {', '.join(map(str, found))}; give the folder of one")
+        return found[0] if found else None
 
     def _open_canvas(self) -> Canvas:
         assert self.folder is not None

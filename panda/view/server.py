@@ -50,8 +50,8 @@ class Answer(NamedTuple):
 class ViewServer(ThreadingHTTPServer):
     """Serves the pages and tiles of slides on the loopback interface, one thread for each connection.
 
-    Every address begins with a key that only the terminal shows. So no other user of the machine, and no page of
-    another site, can read slides.
+    Every address begins with a key, which only the terminal and a private file for the browser have. So no other user
+    of the machine, and no page of another site, can read slides.
 
     Args:
         listed: The slides.

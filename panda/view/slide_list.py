@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from panda.data.manifest import SlideRecord, read_labels
+from panda.data.mapped_slide import RESULT_FILE
 from panda.data.slide_files import SLIDE_SUFFIXES, sort_slide_files
 from panda.data.slide_rows import IMAGES, TABLE
 from panda.errors import PandaError
 from panda.files import find_paths
-from panda.inference.slide_result import RESULT_FILE, read_slide_facts
+from panda.inference.slide_result import read_slide_facts
 from panda.report.run_folder import make_natural_key
 from panda.report.table import Head, find_format, make_cell, make_head
 from panda.tables import OutputTable
