@@ -11,7 +11,7 @@ import wandb
 from PIL import Image
 
 from panda.app.dashboard import find_dashboard, flatten, replay_views
-from panda.app.tracking import Tracking
+from panda.app.tracking import Tracking, TrackingSettings, read_metrics, replay_metrics
 from panda.app.wandb_dashboard import WandbDashboard, end_wandb
 from tests.summaries import make_summary
 from tests.wandb_log import OfflineRun
@@ -129,3 +129,27 @@ def test_wandb_full_disk_is_one_warning_and_no_error(
         end_wandb()
     assert caplog.text.count("the run continues without it") == 1
     assert "No space left" in caplog.text
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_build_loggers_resumed_run_never_lacks_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that ends while its loggers are built leaves all rows, and later columns are added to them."""
+    before = [{"step": 3, "epoch": 0, "val/dice": 0.5}, {"step": 7, "epoch": 1, "val/dice": 0.25}]
+    settings = TrackingSettings()
+    (csv_logger,) = settings.build_loggers(tmp_path, "run", "segmentation", None, {})
+    replay_metrics(before, [csv_logger])
+    text = (tmp_path / "metrics.csv").read_bytes()
+    kept = read_metrics(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("panda.app.tracking._MetricsWriter", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            settings.build_loggers(tmp_path, "run", "segmentation", None, {}, kept=kept, resumed=True)
+    assert (tmp_path / "metrics.csv").read_bytes() == text
+    (again,) = settings.build_loggers(tmp_path, "run", "segmentation", None, {}, kept=kept, resumed=True)
+    assert (tmp_path / "metrics.csv").read_bytes() == text
+    again.log_metrics({"epoch": 2, "train/loss": 0.1}, step=9)
+    again.save()
+    assert read_metrics(tmp_path) == [*before, {"step": 9, "epoch": 2, "train/loss": 0.1}]

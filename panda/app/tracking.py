@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
-import warnings
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from panda.app.dashboard import Dashboard, flatten, warn_of_failure
 from panda.app.wandb_dashboard import WandbDashboard
 from panda.errors import ManifestError
-from panda.files import check_plain_file
+from panda.files import check_plain_file, write_whole
 from panda.settings import Names, Settings, Text, rule
 from panda.tables import read_output_table
 
@@ -65,6 +67,7 @@ class TrackingSettings(Settings):
         group: str | None,
         config: Mapping[str, Any],
         *,
+        kept: Sequence[Mapping[str, int | float]] = (),
         resumed: bool = False,
     ) -> list[Logger]:
         """Build the loggers of one run.
@@ -75,9 +78,10 @@ class TrackingSettings(Settings):
             task: Name of the task.
             group: The sweep of the job, or None.
             config: Settings of the run, as plain data.
+            kept: Rows of an earlier session, with which `metrics.csv` begins, see `read_metrics`.
             resumed: Whether the run continues an earlier session.
         """
-        loggers: list[Logger] = [_build_csv_logger(run_dir)]
+        loggers: list[Logger] = [_build_csv_logger(run_dir, kept)]
         about = {"task": task} | ({"sweep": group} if group else {})
         return loggers + self._build_dashboard(run_dir, name, about, flatten(config, "/"), resumed)
 
@@ -198,14 +202,31 @@ class MlflowTracking(TrackingSettings):
         return [dashboard]
 
 
-def _build_csv_logger(run_dir: Path) -> CSVLogger:
-    """Build Lightning's CSV logger for `run_dir/metrics.csv`, which replaces an existing file."""
-    check_plain_file(run_dir / "metrics.csv")  # Lightning would follow a link and empty its target
+class _MetricsWriter(ExperimentWriter):
+    """Lightning's writer, without its removal of the rows that are there."""
+
+    def _check_log_dir_exists(self) -> None:
+        """Keep the file."""
+
+
+def _build_csv_logger(run_dir: Path, kept: Sequence[Mapping[str, int | float]]) -> CSVLogger:
+    """Build Lightning's CSV logger for `run_dir/metrics.csv`, which begins with the rows of an earlier session.
+
+    The file is replaced whole, so that a process that is killed at this point loses no row.
+    """
+    check_plain_file(path := run_dir / "metrics.csv")  # Lightning would follow a link and empty its target
+    columns = sorted({key for row in kept for key in row})
+    if kept:
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, columns)
+        table.writeheader()
+        table.writerows(kept)
+        write_whole(path, text.getvalue().encode())
+    else:
+        path.unlink(missing_ok=True)
     logger = CSVLogger(save_dir=run_dir, name="", version="")
-    with warnings.catch_warnings():
-        # Lightning warns of any folder that is not empty, and this one has config.yaml.
-        warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
-        _ = logger.experiment
+    logger._experiment = writer = _MetricsWriter(log_dir=logger.log_dir)
+    writer.metrics_keys = columns
     return logger
 
 

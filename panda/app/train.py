@@ -307,7 +307,7 @@ def build_trainer(
 
 def _resume_loggers(cfg: TrainConfig, folder: Path, clock: Clock, point: ResumePoint | None) -> list[Logger]:
     """Build the loggers. In a resumed run, restore the clock and log again what was logged before."""
-    kept = read_metrics(folder, point.global_step) if point else []  # before a logger empties the file
+    kept = read_metrics(folder, point.global_step) if point else []
     if point:
         # Lightning restores the clock too, but only in the training processes.
         clock.load_state_dict(point.clock)
@@ -319,9 +319,10 @@ def _resume_loggers(cfg: TrainConfig, folder: Path, clock: Clock, point: ResumeP
         # A resumed job still belongs to its sweep.
         group=folder.parent.name if is_multirun() or folder.parent.name.startswith("sweep-") else None,
         config={**cfg.model_dump(mode="json"), "software": list_software()},
+        kept=kept,
         resumed=point is not None,
     )
-    replay_metrics(kept, loggers)
+    replay_metrics(kept, loggers[1:])  # metrics.csv has them
     if point:
         replay_views(folder, loggers, point.epochs)
     return loggers
