@@ -232,18 +232,13 @@ class Canvas:
         """Read a window: (h, w) float32 probabilities, 0 for pixels that were not scored; see `read_codes`."""
         return dequantize(self.read_codes(x0, y0, w, h))
 
-    def read_bands(self, rows: int = CHUNK) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield the canvas in bands from the top: (y0, (≤ rows, width) float32); multiples of 512 rows are fastest."""
-        height, width = self.shape
-        for y0 in range(0, height, rows):
-            yield y0, self.read(0, y0, width, min(rows, height - y0))
-
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
             raise ValueError("a canvas is on the disk: np.asarray always copies it")
         out = np.empty(self.shape, np.float32 if dtype is None else dtype)
-        for y0, band in self.read_bands():
-            out[y0 : y0 + len(band)] = band
+        height, width = self.shape
+        for y0 in range(0, height, CHUNK):
+            out[y0 : y0 + CHUNK] = self.read(0, y0, width, min(CHUNK, height - y0))
         return out
 
 

@@ -24,7 +24,6 @@ Polygon = list[Ring]
 _EAST, _SOUTH, _LEAVES_ALONG_ROW = (
     np.isin(np.arange(16), turns) for turns in ((2, 7, 8, 13), (4, 7, 8, 11), (2, 4, 7, 14))
 )
-_CORNERS = np.isin(np.arange(16), (1, 2, 4, 7, 8, 11, 13, 14))
 _OUTER = 8  # turn at the topmost and then leftmost corner of an outer ring
 _ABOVE_DIAGONAL, _BELOW_DIAGONAL = np.array([[2, 1], [14, 11]]), np.array([[8, 4], [13, 7]])
 """Turns of the upper and the lower of two px that touch only at a corner. The px are of two objects in the first row,
